@@ -1,0 +1,18 @@
+// Logging for both programs: pino on stderr, pretty on a terminal, JSON lines elsewhere.
+
+import { destination, pino, type Logger } from 'pino'
+import pretty from 'pino-pretty'
+
+export type Log = Logger
+export const LOG_LEVELS = ['silent', 'error', 'warn', 'info', 'debug', 'trace'] as const
+export type LogLevel = (typeof LOG_LEVELS)[number]
+
+/** @param level what to print; a terminal gets one readable line per step, anything else JSON lines */
+export function createLog(program: string, level: LogLevel): Log {
+  const options = { name: program, level, redact: ['token', '*.token', 'nvram', '*.password'] }
+  if (!process.stderr.isTTY) return pino(options, destination({ fd: 2, sync: true }))
+  return pino(
+    options,
+    pretty({ destination: 2, sync: true, ignore: 'pid,hostname,name', translateTime: 'SYS:HH:MM:ss' }),
+  )
+}

@@ -1,0 +1,53 @@
+// Sizes (bytes), durations (milliseconds) and ages: how config writes them and how people read them.
+
+import ms, { type StringValue } from 'ms'
+import { z } from 'zod'
+
+const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB'] as const
+
+/** Parses `20MiB`, `512 KiB`, `4096`; bytes, or undefined when it is no size. */
+export function parseSize(text: string): number | undefined {
+  const match = /^(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB)?$/.exec(text.trim())
+  if (!match) return undefined
+  const unit = UNITS.indexOf((match[2] ?? 'B') as (typeof UNITS)[number])
+  const bytes = Math.round(Number(match[1]) * 1024 ** unit)
+  return Number.isSafeInteger(bytes) ? bytes : undefined
+}
+
+/** @param bytes 0 or more */
+export function formatSize(bytes: number): string {
+  let unit = 0
+  while (unit < UNITS.length - 1 && bytes >= 1024 ** (unit + 1)) unit++
+  const value = bytes / 1024 ** unit
+  return `${unit === 0 || Number.isInteger(value) ? value : value.toFixed(1)} ${UNITS[unit] ?? 'B'}`
+}
+
+/** A duration as people say it, e.g. `3h 12m`, `45s`, `0.8s`. @param milliseconds 0 or more */
+export function formatDuration(milliseconds: number): string {
+  if (milliseconds < 10_000) return `${(milliseconds / 1000).toFixed(1)}s`
+  const seconds = Math.round(milliseconds / 1000)
+  if (seconds < 60) return `${seconds}s`
+  const minutes = Math.floor(seconds / 60)
+  if (minutes < 60) return `${minutes}m ${seconds % 60}s`
+  const hours = Math.floor(minutes / 60)
+  if (hours < 48) return `${hours}h ${minutes % 60}m`
+  return `${Math.floor(hours / 24)}d ${hours % 24}h`
+}
+
+/** Config value `4h`, `90s`, `1d`; parsed to milliseconds. A bare number is refused: its unit would be a guess. */
+export const duration = z
+  .string()
+  .regex(/^\d+(\.\d+)?\s*(ms|s|m|h|d|w)$/, 'a duration is a number with ms, s, m, h, d or w, e.g. 4h')
+  .transform(text => ms(text as StringValue))
+
+/** Config value `20MiB`; parsed to bytes. */
+export const size = z
+  .union([z.string(), z.number().int().nonnegative()])
+  .transform((value, context) => {
+    const bytes = parseSize(String(value))
+    if (bytes === undefined) {
+      context.addIssue('a size is a number with B, KiB, MiB, GiB or TiB, e.g. 20MiB')
+      return z.NEVER
+    }
+    return bytes
+  })

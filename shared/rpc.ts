@@ -1,0 +1,127 @@
+// JSON-RPC 2.0 over any byte stream, one message per line, so that a peer's claim can never make us buffer more than
+// one bounded line. Used on serve.sock and through the gate; the methods are in gate.ts.
+
+import type { Readable, Writable } from 'node:stream'
+import {
+  AbstractMessageReader,
+  AbstractMessageWriter,
+  createMessageConnection,
+  ResponseError,
+  type DataCallback,
+  type Disposable,
+  type Message,
+  type MessageConnection,
+} from 'vscode-jsonrpc/node.js'
+import { Failure, isFailureCode, toFailure } from './failures.ts'
+
+/** contracts.md: gate message at most 4 MiB. */
+export const MAX_MESSAGE = 4 * 1024 * 1024
+
+class LineReader extends AbstractMessageReader {
+  readonly #input: Readable
+
+  constructor(input: Readable) {
+    super()
+    this.#input = input
+  }
+
+  listen(callback: DataCallback): Disposable {
+    let parts: Buffer[] = []
+    let length = 0
+    const fail = (message: string): void => {
+      this.fireError(new Error(message))
+      this.#input.destroy()
+    }
+    const onData = (chunk: Buffer): void => {
+      let rest = chunk
+      for (let end = rest.indexOf(10); end !== -1; end = rest.indexOf(10)) {
+        parts.push(rest.subarray(0, end))
+        rest = rest.subarray(end + 1)
+        const line = Buffer.concat(parts).toString('utf8')
+        parts = []
+        length = 0
+        if (line.trim() === '') continue
+        let message: unknown
+        try {
+          message = JSON.parse(line)
+        } catch {
+          fail(`peer sent a line that is not JSON: ${JSON.stringify(line.slice(0, 80))}`)
+          return
+        }
+        if (typeof message !== 'object' || message === null) {
+          fail('peer sent JSON that is no JSON-RPC message')
+          return
+        }
+        callback(message as Message)
+      }
+      parts.push(rest)
+      length += rest.length
+      if (length > MAX_MESSAGE) fail(`peer sent a message over ${MAX_MESSAGE} bytes`)
+    }
+    const onClose = (): void => this.fireClose()
+    this.#input.on('data', onData)
+    this.#input.on('close', onClose)
+    this.#input.on('end', onClose)
+    this.#input.on('error', error => this.fireError(error))
+    return { dispose: () => this.#input.off('data', onData).off('close', onClose).off('end', onClose) }
+  }
+}
+
+class LineWriter extends AbstractMessageWriter {
+  readonly #output: Writable
+
+  constructor(output: Writable) {
+    super()
+    this.#output = output
+    output.on('error', error => this.fireError(error))
+    output.on('close', () => this.fireClose())
+  }
+
+  write(message: Message): Promise<void> {
+    const line = JSON.stringify(message) + '\n'
+    return new Promise((resolve, reject) => {
+      if (Buffer.byteLength(line) > MAX_MESSAGE) {
+        reject(new Error(`message over ${MAX_MESSAGE} bytes`))
+        return
+      }
+      this.#output.write(line, error => {
+        if (error) reject(error)
+        else resolve()
+      })
+    })
+  }
+
+  end(): void {
+    this.#output.end()
+  }
+}
+
+/** Opens an RPC connection; the caller registers handlers, then calls `listen()`. */
+export function rpcConnection(input: Readable, output: Writable): MessageConnection {
+  return createMessageConnection(new LineReader(input), new LineWriter(output))
+}
+
+/** Application errors on the wire: a Failure's code and remedy travel in `data`. */
+const FAILURE = -32000
+
+export function failureToResponse(error: unknown): ResponseError<{ code: string; remedy?: string }> {
+  const failure = toFailure(error)
+  return new ResponseError(FAILURE, failure.message, {
+    code: failure.code,
+    ...(failure.remedy === undefined ? {} : { remedy: failure.remedy }),
+  })
+}
+
+/** The peer's error as a Failure. @param fallback code for errors that carry none (a lost connection) */
+export function responseToFailure(error: unknown, fallback: 'SOURCE_UNREACHABLE' | 'INTERNAL'): Failure {
+  if (error instanceof Failure) return error
+  if (error instanceof ResponseError) {
+    const data = error.data as { code?: unknown; remedy?: unknown } | undefined
+    if (isFailureCode(data?.code)) {
+      const remedy = typeof data.remedy === 'string' ? data.remedy : undefined
+      return new Failure(data.code, error.message, { cause: error, remedy })
+    }
+  }
+  const reason = error instanceof Error ? error.message : String(error)
+  return new Failure(fallback, `the source's gate did not answer: ${reason}`, { cause: error })
+}
