@@ -126,7 +126,10 @@ export const GATE = {
   'session.info': { params: tokenOnly, result: infoResult },
   /** Fails unless the token's session is still frozen: an answer proves that what was read is one recovery point. */
   'session.release': { params: tokenOnly, result: z.object({ recoveryPoint: recoveryPointId }) },
-  acknowledge: { params: z.object({ domain: name, recoveryPoint: recoveryPointId }), result: nothing },
+  acknowledge: {
+    params: z.object({ domain: name, recoveryPoint: recoveryPointId }),
+    result: nothing,
+  },
   /** Answers when the state is final or after waitMs (at most 30 s). */
   outcome: { params: z.object({ token, waitMs: count.max(30_000) }), result: outcomeResult },
 } as const
@@ -137,4 +140,8 @@ export type GateResult<M extends GateMethod> = z.infer<(typeof GATE)[M]['result'
 
 /** Sent by the source when a lease's session ended under it: {token, reason}. */
 export const SESSION_ENDED = 'session.ended'
-export const sessionEnded = z.object({ token, reason: z.string().max(2000), code: z.string().max(50) })
+export const sessionEnded = z.object({
+  token,
+  reason: z.string().max(2000),
+  code: z.string().max(50),
+})

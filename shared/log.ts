@@ -13,6 +13,11 @@ export function createLog(program: string, level: LogLevel): Log {
   if (!process.stderr.isTTY) return pino(options, destination({ fd: 2, sync: true }))
   return pino(
     options,
-    pretty({ destination: 2, sync: true, ignore: 'pid,hostname,name', translateTime: 'SYS:HH:MM:ss' }),
+    pretty({
+      destination: 2,
+      sync: true,
+      ignore: 'pid,hostname,name',
+      translateTime: 'SYS:HH:MM:ss',
+    }),
   )
 }

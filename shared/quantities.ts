@@ -37,7 +37,10 @@ export function formatDuration(milliseconds: number): string {
 /** Config value `4h`, `90s`, `1d`; parsed to milliseconds. A bare number is refused: its unit would be a guess. */
 export const duration = z
   .string()
-  .regex(/^\d+(\.\d+)?\s*(ms|s|m|h|d|w)$/, 'a duration is a number with ms, s, m, h, d or w, e.g. 4h')
+  .regex(
+    /^\d+(\.\d+)?\s*(ms|s|m|h|d|w)$/,
+    'a duration is a number with ms, s, m, h, d or w, e.g. 4h',
+  )
   .transform(text => ms(text as StringValue))
 
 /** Config value `20MiB`; parsed to bytes. */

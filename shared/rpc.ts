@@ -63,7 +63,9 @@ class LineReader extends AbstractMessageReader {
     this.#input.on('close', onClose)
     this.#input.on('end', onClose)
     this.#input.on('error', error => this.fireError(error))
-    return { dispose: () => this.#input.off('data', onData).off('close', onClose).off('end', onClose) }
+    return {
+      dispose: () => this.#input.off('data', onData).off('close', onClose).off('end', onClose),
+    }
   }
 }
 
@@ -104,7 +106,9 @@ export function rpcConnection(input: Readable, output: Writable): MessageConnect
 /** Application errors on the wire: a Failure's code and remedy travel in `data`. */
 const FAILURE = -32000
 
-export function failureToResponse(error: unknown): ResponseError<{ code: string; remedy?: string }> {
+export function failureToResponse(
+  error: unknown,
+): ResponseError<{ code: string; remedy?: string }> {
   const failure = toFailure(error)
   return new ResponseError(FAILURE, failure.message, {
     code: failure.code,
@@ -113,7 +117,10 @@ export function failureToResponse(error: unknown): ResponseError<{ code: string;
 }
 
 /** The peer's error as a Failure. @param fallback code for errors that carry none (a lost connection) */
-export function responseToFailure(error: unknown, fallback: 'SOURCE_UNREACHABLE' | 'INTERNAL'): Failure {
+export function responseToFailure(
+  error: unknown,
+  fallback: 'SOURCE_UNREACHABLE' | 'INTERNAL',
+): Failure {
   if (error instanceof Failure) return error
   if (error instanceof ResponseError) {
     const data = error.data as { code?: unknown; remedy?: unknown } | undefined

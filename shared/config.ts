@@ -1,0 +1,125 @@
+// Configuration files: YAML with strict keys, errors that name file and line, and layers (defaults < groups < domains <
+// disks) where every effective value remembers which layer it came from.
+
+import { readFileSync } from 'node:fs'
+import { isNode, LineCounter, parseDocument, type Document } from 'yaml'
+import type { z } from 'zod'
+import { Failure } from './failures.ts'
+
+type Path = readonly (string | number)[]
+
+/** Line of the deepest part of `path` that the document has. */
+function lineOf(document: Document, lines: LineCounter, path: Path): number {
+  for (let depth = path.length; depth >= 0; depth--) {
+    const node = depth === 0 ? document.contents : document.getIn(path.slice(0, depth), true)
+    if (isNode(node) && node.range) return lines.linePos(node.range[0]).line
+  }
+  return 1
+}
+
+interface Issue {
+  readonly code: string
+  readonly path: PropertyKey[]
+  readonly message: string
+  readonly keys?: string[]
+  readonly errors?: Issue[][]
+}
+
+/** What one zod issue says to a person; of a union, the branch that got furthest speaks. */
+function describeIssue(issue: Issue): { path: Path; text: string } {
+  const path = issue.path.map(part => (typeof part === 'number' ? part : String(part)))
+  if (issue.code === 'unrecognized_keys') {
+    const key = issue.keys?.[0] ?? ''
+    return { path: [...path, key], text: 'unknown key' }
+  }
+  const deepest = issue.errors?.flat().sort((a, b) => b.path.length - a.path.length)[0]
+  if (deepest) {
+    const inner = describeIssue(deepest)
+    return { path: [...path, ...inner.path], text: inner.text }
+  }
+  return { path, text: issue.message }
+}
+
+/** Checks YAML text against a schema. @param file only for messages. @throws Failure USAGE with file, line, key, reason */
+export function parseConfig<S extends z.ZodType>(
+  file: string,
+  text: string,
+  schema: S,
+): z.infer<S> {
+  const lines = new LineCounter()
+  const document = parseDocument(text, { lineCounter: lines })
+  const broken = document.errors[0]
+  if (broken) {
+    const { line } = lines.linePos(broken.pos[0])
+    throw new Failure(
+      'USAGE',
+      `${file}:${line}: not valid YAML: ${broken.message.split('\n')[0] ?? ''}`,
+    )
+  }
+  const result = schema.safeParse(document.toJS() ?? {})
+  if (result.success) return result.data
+  const problems = (result.error.issues as Issue[]).map(issue => {
+    const { path, text: reason } = describeIssue(issue)
+    return `${file}:${lineOf(document, lines, path)}: ${path.join('.') || 'the file'}: ${reason}`
+  })
+  throw new Failure('USAGE', problems.join('\n'))
+}
+
+/** Reads and checks a config file. @throws Failure USAGE */
+export function readConfig<S extends z.ZodType>(file: string, schema: S): z.infer<S> {
+  let text: string
+  try {
+    text = readFileSync(file, 'utf8')
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code
+    const reason = code === 'ENOENT' ? 'no such file' : String(code)
+    throw new Failure('USAGE', `cannot read the configuration ${file}: ${reason}`, {
+      cause: error,
+      remedy: 'name one with --config FILE, or start from the commented ones in examples/',
+    })
+  }
+  return parseConfig(file, text, schema)
+}
+
+export interface Layer {
+  /** What `config show` prints as origin: `built-in`, `defaults`, `groups.db`, `domains.web1`. */
+  readonly origin: string
+  readonly values: Readonly<Record<string, unknown>> | undefined
+}
+
+export interface Effective {
+  readonly values: Record<string, unknown>
+  /** Dotted key -> origin of its value. */
+  readonly origins: Record<string, string>
+}
+
+function isPlainObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value)
+}
+
+/** Later layers win, key by key, inside nested objects too. */
+export function layered(layers: readonly Layer[]): Effective {
+  const values: Record<string, unknown> = {}
+  const origins: Record<string, string> = {}
+  const put = (
+    into: Record<string, unknown>,
+    from: object,
+    prefix: string,
+    origin: string,
+  ): void => {
+    for (const [key, value] of Object.entries(from)) {
+      if (value === undefined) continue
+      const dotted = prefix + key
+      if (isPlainObject(value)) {
+        const inner = isPlainObject(into[key]) ? into[key] : {}
+        into[key] = inner
+        put(inner, value, `${dotted}.`, origin)
+      } else {
+        into[key] = value
+        origins[dotted] = origin
+      }
+    }
+  }
+  for (const layer of layers) if (layer.values) put(values, layer.values, '', layer.origin)
+  return { values, origins }
+}
