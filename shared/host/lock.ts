@@ -1,7 +1,7 @@
 // Locks that the kernel frees when the holder dies, however it dies.
 
+import { spawnSync } from 'node:child_process'
 import { closeSync, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs'
-import { execaSync } from 'execa'
 
 /**
  * Takes an exclusive flock(2) on a file and writes who holds it into it.
@@ -9,11 +9,9 @@ import { execaSync } from 'execa'
  */
 export function tryLock(file: string, holder: string): (() => void) | { heldBy: string } {
   const fd = openSync(file, 'a+', 0o600)
-  const locked = execaSync('flock', ['-n', '3'], {
-    stdio: ['ignore', 'ignore', 'inherit', fd],
-    reject: false,
-  })
-  if (locked.exitCode !== 0) {
+  // The lock belongs to the open file, so it outlives flock(1) and lasts as long as our descriptor.
+  const locked = spawnSync('flock', ['-n', '3'], { stdio: ['ignore', 'ignore', 'inherit', fd] })
+  if (locked.status !== 0) {
     closeSync(fd)
     return { heldBy: readFileSync(file, 'utf8').trim() || 'another process' }
   }
