@@ -1,0 +1,126 @@
+#!/usr/bin/env node
+// clone-server: the only file of the source that prints or exits.
+
+import { checkName } from '../shared/names.ts'
+import { describeFailure, toFailure } from '../shared/failures.ts'
+import { createLog } from '../shared/log.ts'
+import { formatDuration, formatSize } from '../shared/quantities.ts'
+import { classicFragment, showDomain, sourceJsonSchema } from './commands/config.ts'
+import { statusTable } from './commands/status.ts'
+import { readSourceConfig, sourcePaths } from './config/schema.ts'
+import { relayGate } from './gate/relay.ts'
+import { program, type Actions, type Globals } from './program.ts'
+import { askServe } from './serve/client.ts'
+import { serve } from './serve/serve.ts'
+import { createSource } from './source.ts'
+
+const OPERATOR = { role: 'operator' } as const
+
+function print(args: Globals, json: object, text: string): void {
+  process.stdout.write(
+    args.json ? `${JSON.stringify({ schema: 1, ...json })}\n` : text === '' ? '' : `${text}\n`,
+  )
+}
+
+function serveSocket(args: Globals): string {
+  return sourcePaths(readSourceConfig(args.config)).serveSocket
+}
+
+/** Aborts on the first SIGINT or SIGTERM: serve then merges before it goes. */
+function stopSignal(): AbortSignal {
+  const controller = new AbortController()
+  for (const name of ['SIGINT', 'SIGTERM'] as const) process.on(name, () => controller.abort())
+  return controller.signal
+}
+
+const actions: Actions = {
+  async serve(args) {
+    const source = createSource(
+      readSourceConfig(args.config),
+      createLog('clone-server', args['log-level']),
+    )
+    await serve(source, stopSignal(), () => print(args, { ready: true }, ''))
+  },
+  async gate(args) {
+    await relayGate(
+      serveSocket(args),
+      checkName('client', args.client),
+      process.stdin,
+      process.stdout,
+    )
+  },
+  async hook({ verb, socket, ...words }) {
+    const params = { ...words, pid: process.ppid }
+    await askServe(socket, { role: 'hook' }, verb === 'begin' ? 'hook.begin' : 'hook.end', params)
+  },
+  async status(args) {
+    const status = await askServe(serveSocket(args), OPERATOR, 'operator.status', {})
+    print(args, status, statusTable(status.domains))
+  },
+  async recover(args) {
+    const { domain } = args
+    const { result } = await askServe(serveSocket(args), OPERATOR, 'operator.recover', { domain })
+    print(args, { domain, result }, `${domain}: ${result}`)
+  },
+  async sessionOpen(args) {
+    const { domain } = args
+    const held = await askServe(serveSocket(args), OPERATOR, 'operator.hold', { domain })
+    const lines = held.disks.map(({ target, base }) => `  ${domain}/${target}  ${base}`)
+    print(
+      args,
+      { domain, ...held },
+      [`${domain} is frozen at ${held.recoveryPoint}`, ...lines].join('\n'),
+    )
+  },
+  async sessionClose(args) {
+    const { domain } = args
+    const { state, disks } = await askServe(serveSocket(args), OPERATOR, 'operator.letGo', {
+      domain,
+    })
+    const words = {
+      'not held': 'was not held',
+      kept: 'is still used by others, it is merged after them',
+      merged: 'is merged',
+    }
+    const lines = disks.map(
+      ({ target, mergeMs, overlayBytes }) =>
+        `  ${target}  ${formatSize(overlayBytes)} in ${formatDuration(mergeMs)}`,
+    )
+    print(args, { domain, state, disks }, [`${domain} ${words[state]}`, ...lines].join('\n'))
+  },
+  configCheck(args) {
+    const config = readSourceConfig(args.config)
+    const domains = Object.keys(config.domains)
+    for (const domain of domains) showDomain(config, domain)
+    print(args, { ok: true, domains }, `${args.config}: ok, ${domains.length} domain(s)`)
+    return Promise.resolve()
+  },
+  configShow(args) {
+    const rows = showDomain(readSourceConfig(args.config), args.domain)
+    const width = Math.max(...rows.map(row => row.key.length))
+    const lines = rows.map(
+      ({ key, value, origin }) => `${key.padEnd(width)}  ${String(value)}  (${origin})`,
+    )
+    print(args, { domain: args.domain, values: rows }, lines.join('\n'))
+    return Promise.resolve()
+  },
+  async configNbdServer(args) {
+    const source = createSource(
+      readSourceConfig(args.config),
+      createLog('clone-server', args['log-level']),
+    )
+    const fragment = await classicFragment(source)
+    print(args, { config: fragment }, fragment)
+  },
+  configSchema() {
+    process.stdout.write(`${JSON.stringify(sourceJsonSchema(), null, 2)}\n`)
+    return Promise.resolve()
+  },
+}
+
+try {
+  await program(process.argv.slice(2), actions).parseAsync()
+} catch (error) {
+  process.stderr.write(`${describeFailure('clone-server', error)}\n`)
+  process.exitCode = toFailure(error).exit
+}

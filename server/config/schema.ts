@@ -1,0 +1,148 @@
+// source.yaml: what it may say, what it means when it is silent, and the effective settings of one domain.
+
+import { z } from 'zod'
+import { layered, readConfig, type Effective } from '../../shared/config.ts'
+import { Failure } from '../../shared/failures.ts'
+import { isName, NAME_RULE } from '../../shared/names.ts'
+import { duration } from '../../shared/quantities.ts'
+
+const name = z.string().refine(isName, NAME_RULE)
+const absolutePath = z
+  .string()
+  .regex(/^\/[A-Za-z0-9_.,+:@/-]*$/, 'a path here is absolute, of A-Z a-z 0-9 _ . , + : @ / -')
+
+const LOOPBACK = /^(127\.\d+\.\d+\.\d+|::1|localhost)$/
+
+const tcp = z
+  .strictObject({
+    host: z.string().min(1).describe('Address to listen on'),
+    port: z.number().int().min(1).max(65535).default(10809),
+    insecure: z
+      .literal(true)
+      .optional()
+      .describe('Required off loopback: NBD over plain TCP is neither encrypted nor authenticated'),
+  })
+  .refine(({ host, insecure }) => insecure === true || LOOPBACK.test(host), {
+    message:
+      'NBD over plain TCP is neither encrypted nor authenticated: say insecure: true to listen off loopback',
+  })
+
+const policy = {
+  quiesce: z
+    .enum(['required', 'auto', 'off'])
+    .optional()
+    .describe('Freeze file systems through the guest agent: required | auto (if it answers) | off'),
+  overlayDir: absolutePath.optional().describe('Where overlays live while bases are frozen'),
+  session: z
+    .strictObject({
+      maxAge: duration.optional().describe('A session older than this is ended and merged'),
+    })
+    .optional(),
+  freezeDeadline: duration.optional().describe('The guest is thawed after this, whatever happens'),
+  mergeWait: duration.optional().describe('How long a new session waits for a running merge'),
+}
+
+const layer = z.strictObject(policy)
+
+export const sourceSchema = z.strictObject({
+  listen: z
+    .strictObject({ unix: absolutePath.optional(), tcp: tcp.optional() })
+    .default({})
+    .describe('Where NBD clients connect; a unix socket only, unless tcp is given'),
+  runDir: absolutePath.default('/run/nbd-clone'),
+  stateDir: absolutePath.default('/var/lib/nbd-clone'),
+  libvirtUri: z
+    .string()
+    .regex(/^[a-z+]+:\/\/[A-Za-z0-9_./:@?=-]*$/, 'not a libvirt URI')
+    .default('qemu:///system'),
+  defaults: layer.optional(),
+  groups: z.record(name, layer).default({}),
+  domains: z
+    .record(
+      name,
+      z.strictObject({
+        ...policy,
+        group: name.optional(),
+        disks: z.record(name, z.strictObject({ exclude: z.boolean().optional() })).optional(),
+      }),
+    )
+    .default({})
+    .describe('Only listed domains are exported'),
+})
+
+export type SourceConfig = z.infer<typeof sourceSchema>
+
+export interface DomainSettings {
+  readonly quiesce: 'required' | 'auto' | 'off'
+  readonly overlayDir: string
+  readonly session: { readonly maxAge: number }
+  readonly freezeDeadline: number
+  readonly mergeWait: number
+  readonly disks: Readonly<Record<string, { readonly exclude?: boolean | undefined }>>
+}
+
+/** What holds when no layer says otherwise (contracts.md); durations in milliseconds. */
+const BUILT_IN: DomainSettings = {
+  quiesce: 'auto',
+  overlayDir: '/var/lib/libvirt/images',
+  session: { maxAge: 6 * 3600_000 },
+  freezeDeadline: 10_000,
+  mergeWait: 120_000,
+  disks: {},
+}
+
+/** Reads source.yaml. @throws Failure USAGE */
+export function readSourceConfig(file: string): SourceConfig {
+  const config = readConfig(file, sourceSchema)
+  for (const [domain, { group }] of Object.entries(config.domains))
+    if (group !== undefined && !config.groups[group])
+      throw new Failure('USAGE', `${file}: domains.${domain}.group: there is no group ${group}`)
+  return config
+}
+
+/** The effective values of one domain and where each comes from. @throws Failure SOURCE_REFUSED if it is not listed */
+export function effectiveSettings(config: SourceConfig, domain: string): Effective {
+  const own = Object.hasOwn(config.domains, domain) ? config.domains[domain] : undefined
+  if (!own)
+    throw new Failure('SOURCE_REFUSED', `domain ${domain} is not exported by this source`, {
+      remedy: 'list it under domains: in source.yaml on the source',
+    })
+  const { group, ...values } = own
+  return layered([
+    { origin: 'built-in', values: { ...BUILT_IN } },
+    { origin: 'defaults', values: config.defaults },
+    {
+      origin: `groups.${group ?? ''}`,
+      values: group === undefined ? undefined : config.groups[group],
+    },
+    { origin: `domains.${domain}`, values },
+  ])
+}
+
+export function domainSettings(config: SourceConfig, domain: string): DomainSettings {
+  const { values } = effectiveSettings(config, domain)
+  return { disks: {}, ...values } as unknown as DomainSettings
+}
+
+export interface Paths {
+  readonly serveSocket: string
+  readonly serveLock: string
+  readonly nbdSocket: string
+  readonly connections: string
+  readonly exports: string
+  readonly journals: string
+  readonly hostId: string
+}
+
+/** Every path the source uses, from the two directories in the config. */
+export function sourcePaths(config: SourceConfig): Paths {
+  return {
+    serveSocket: `${config.runDir}/serve.sock`,
+    serveLock: `${config.runDir}/serve.lock`,
+    nbdSocket: config.listen.unix ?? `${config.runDir}/nbd.sock`,
+    connections: `${config.runDir}/connections`,
+    exports: `${config.runDir}/exports`,
+    journals: `${config.stateDir}/sessions`,
+    hostId: `${config.stateDir}/host-id`,
+  }
+}

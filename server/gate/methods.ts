@@ -1,0 +1,144 @@
+// The gate's methods, for one client.
+
+import { setTimeout as delay } from 'node:timers/promises'
+import type { MessageConnection } from 'vscode-jsonrpc/node.js'
+import { Failure } from '../../shared/failures.ts'
+import { PROTOCOL, SESSION_ENDED, type GateResult, type Outcome } from '../../shared/gate.ts'
+import { VERSION } from '../../shared/version.ts'
+import { domainSettings } from '../config/schema.ts'
+import { exportability, readDomainXml } from '../libvirt/domain-xml.ts'
+import { isAlive, type Lease } from '../session/lease.ts'
+import { exportedSize } from '../session/preflight.ts'
+import { handle, type Handlers } from '../serve/handle.ts'
+import type { Domains } from '../serve/domains.ts'
+import type { Source } from '../source.ts'
+
+/** @param hostId this source's identity, to which clones are bound */
+export function serveGate(
+  connection: MessageConnection,
+  client: string,
+  source: Source,
+  domains: Domains,
+  hostId: string,
+): void {
+  const log = source.log.child({ client })
+
+  function leaseOf(token: string): Lease {
+    const found = domains.findLease(token)
+    if (found?.lease.client === client) return found.lease
+    throw new Failure(
+      'SOURCE_REFUSED',
+      'the source does not know this token: its serve was restarted, or the session is long over',
+    )
+  }
+
+  const handlers: Handlers = {
+    hello({ protocol, version, clone }) {
+      if (protocol.min > PROTOCOL || protocol.max < PROTOCOL)
+        throw new Failure(
+          'SOURCE_REFUSED',
+          `the source speaks gate protocol ${PROTOCOL}, this client ${protocol.min} to ${protocol.max}`,
+          { remedy: 'install the same version of nbd-clone on both hosts' },
+        )
+      log.info({ version, clone: clone?.name }, 'hello')
+      return {
+        protocol: PROTOCOL,
+        version: VERSION,
+        clockMs: Date.now(),
+        hostId,
+        role: 'source',
+        epoch: 0,
+      }
+    },
+    describe: ({ domain }) => describe(source, domains, domain),
+    'session.open'({ domain }) {
+      const { lease, joined } = domains.get(domain).open(client)
+      lease.notify = reason =>
+        void connection
+          .sendNotification(SESSION_ENDED, {
+            token: lease.token,
+            reason: reason.message,
+            code: reason.code,
+          })
+          .catch(() => undefined)
+      log.info({ domain, joined }, 'session reserved')
+      return { token: lease.token, session: lease.token.slice(0, 8), joined }
+    },
+    'session.renew'({ token }) {
+      const lease = leaseOf(token)
+      if (!isAlive(lease))
+        throw new Failure('SOURCE_REFUSED', lease.reason?.message ?? 'the session is over')
+      lease.renewedAt = Date.now()
+      return {}
+    },
+    'session.info'({ token }) {
+      const { session } = leaseOf(token)
+      if (!session)
+        throw new Failure(
+          'SOURCE_REFUSED',
+          'the session has not begun: no connection used its token yet',
+        )
+      return session.frozen.info
+    },
+    'session.release'({ token }) {
+      const lease = leaseOf(token)
+      return { recoveryPoint: domains.get(lease.domain).release(lease) }
+    },
+    acknowledge({ domain, recoveryPoint }) {
+      domains.get(domain)
+      log.info(
+        { domain, recoveryPoint },
+        'acknowledged: the client holds this recovery point, verified',
+      )
+      return {}
+    },
+    async outcome({ token, waitMs }) {
+      const lease = leaseOf(token)
+      const { session } = lease
+      if (session?.state === 'merging')
+        await Promise.race([session.over, delay(waitMs, undefined, { ref: false })])
+      return outcomeOf(lease)
+    },
+  }
+  handle(connection, handlers)
+}
+
+function outcomeOf(lease: Lease): Outcome {
+  const { session, refusals, reason } = lease
+  const shared = { disks: [...(session?.settled ?? [])], refusals: [...refusals] }
+  const why = session?.failure ?? session?.reason ?? reason
+  const because =
+    why === undefined
+      ? {}
+      : {
+          reason: why.message,
+          code: why.code,
+          ...(why.remedy === undefined ? {} : { remedy: why.remedy }),
+        }
+  if (!session) return { state: 'reserved', ...shared, ...because }
+  const state = session.state === 'frozen' && !isAlive(lease) ? 'kept' : session.state
+  return { state, ...shared, ...because }
+}
+
+async function describe(
+  source: Source,
+  domains: Domains,
+  domain: string,
+): Promise<GateResult<'describe'>> {
+  domains.get(domain)
+  const settings = domainSettings(source.config, domain)
+  const [xml, state] = await Promise.all([
+    source.virsh.text(['dumpxml', '--domain', domain]),
+    source.virsh.text(['domstate', '--domain', domain]),
+  ])
+  const read = readDomainXml(xml)
+  const disks = read.disks.map(async disk => {
+    const verdict = exportability(domain, disk, settings.disks[disk.target]?.exclude === true)
+    if (verdict.kind !== 'export')
+      return { target: disk.target, exported: false, reason: verdict.reason }
+    const baseType = disk.type === 'block' ? ('block' as const) : ('file' as const)
+    const size = await exportedSize({ base: verdict.base, baseType })
+    return { target: disk.target, exported: true, format: verdict.format, size }
+  })
+  return { domain, uuid: read.uuid, state: state.trim(), disks: await Promise.all(disks) }
+}

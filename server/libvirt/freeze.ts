@@ -1,0 +1,83 @@
+// Freezing and thawing a guest's file systems. A freeze is never left to one process: before it, a detached dead-man is
+// started that thaws when the deadline passes and goes on until a thaw is confirmed, whatever becomes of us.
+
+import { spawn } from 'node:child_process'
+import { setTimeout as delay } from 'node:timers/promises'
+import { reasonOf } from '../../shared/host/run.ts'
+import type { Virsh } from './virsh.ts'
+
+/** How long the dead-man goes on trying (contracts.md: 10 min), in seconds. */
+const THAW_FOR_SECONDS = 600
+
+// A shell, not Node: it must start before the freeze at no cost and survive anything that happens to us.
+const DEAD_MAN = `
+trap '' HUP INT
+sleep "$3"
+end=$(( $(date +%s) + $4 ))
+until timeout 15 virsh -q -c "$1" domfsthaw "$2" >/dev/null 2>&1; do
+  [ "$(date +%s)" -lt "$end" ] || exit 1
+  sleep 1
+done`
+
+export interface DeadMan {
+  /** Ends it: only after a confirmed thaw, or when nothing was frozen. */
+  dismiss(): void
+}
+
+/** Starts the dead-man for a domain. @param deadlineMs from now until it thaws */
+export function startDeadMan(virsh: Virsh, domain: string, deadlineMs: number): DeadMan {
+  const seconds = String(Math.ceil(deadlineMs / 1000))
+  const child = spawn(
+    '/bin/sh',
+    ['-c', DEAD_MAN, 'nbd-clone-dead-man', virsh.uri, domain, seconds, String(THAW_FOR_SECONDS)],
+    { detached: true, stdio: 'ignore' },
+  )
+  child.unref()
+  return {
+    dismiss() {
+      if (child.pid === undefined || child.exitCode !== null) return
+      try {
+        process.kill(-child.pid, 'SIGTERM')
+      } catch {
+        // It ended by itself between the check and the kill.
+      }
+    },
+  }
+}
+
+/** libvirt's words for "the request never reached a guest agent", so nothing was frozen. */
+const NO_AGENT = /guest agent is not configured|guest agent is not connected|is not running/i
+
+export type FreezeResult =
+  | { readonly kind: 'frozen' }
+  /** Nothing was frozen: there is no agent. */
+  | { readonly kind: 'no agent'; readonly reason: string }
+  /** The guest may freeze late (research: libvirt P22): it must be thawed until that is confirmed. */
+  | { readonly kind: 'unknown'; readonly reason: string }
+
+/** Asks the guest agent to freeze all file systems. @param deadlineMs after which the answer is not waited for */
+export async function freeze(
+  virsh: Virsh,
+  domain: string,
+  deadlineMs: number,
+): Promise<FreezeResult> {
+  const result = await virsh.run(['domfsfreeze', domain], deadlineMs)
+  if (result.exitCode === 0) return { kind: 'frozen' }
+  const reason = reasonOf(result)
+  return { kind: NO_AGENT.test(reason) ? 'no agent' : 'unknown', reason }
+}
+
+/**
+ * Thaws, again and again until libvirt confirms it; thawing a thawed guest is harmless.
+ * @param patienceMs how long to try
+ * @returns whether it is confirmed
+ */
+export async function thaw(virsh: Virsh, domain: string, patienceMs: number): Promise<boolean> {
+  const end = Date.now() + patienceMs
+  for (;;) {
+    const result = await virsh.run(['domfsthaw', domain], 15_000)
+    if (result.exitCode === 0) return true
+    if (Date.now() >= end) return false
+    await delay(Math.min(500, patienceMs))
+  }
+}

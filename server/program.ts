@@ -1,0 +1,150 @@
+// The command line of clone-server: what can be typed, with help that comes from the failure table.
+
+import { hostname } from 'node:os'
+import yargs, { type Argv } from 'yargs'
+import { exitStatusHelp, usageFailure } from '../shared/help.ts'
+import { LOG_LEVELS, type LogLevel } from '../shared/log.ts'
+import { VERSION } from '../shared/version.ts'
+
+export const DEFAULT_CONFIG = '/etc/nbd-clone/source.yaml'
+const DEFAULT_LEVEL: LogLevel = 'info'
+
+/** What each command does; cli.ts supplies it, tests of the help need none. */
+export interface Actions {
+  readonly serve: (args: Globals) => Promise<void>
+  readonly gate: (args: Globals & { client: string }) => Promise<void>
+  readonly hook: (args: HookArguments) => Promise<void>
+  readonly status: (args: Globals) => Promise<void>
+  readonly recover: (args: Globals & { domain: string }) => Promise<void>
+  readonly sessionOpen: (args: Globals & { domain: string }) => Promise<void>
+  readonly sessionClose: (args: Globals & { domain: string }) => Promise<void>
+  readonly configCheck: (args: Globals) => Promise<void>
+  readonly configShow: (args: Globals & { domain: string }) => Promise<void>
+  readonly configNbdServer: (args: Globals) => Promise<void>
+  readonly configSchema: (args: Globals) => Promise<void>
+}
+
+export interface Globals {
+  readonly config: string
+  readonly json: boolean
+  readonly 'log-level': LogLevel
+}
+
+export interface HookArguments {
+  readonly verb: 'begin' | 'end'
+  readonly socket: string
+  readonly connection: string
+  readonly domain: string
+  readonly target: string
+  readonly token: string | undefined
+}
+
+/** Builds the parser. Nothing runs before `.parseAsync()`. */
+export function program(argv: readonly string[], actions: Actions): Argv {
+  const domain = (one: Argv<Globals>): Argv<Globals & { domain: string }> =>
+    one.positional('domain', { type: 'string', demandOption: true, describe: 'libvirt domain' })
+  const base: Argv<Globals> = yargs([...argv])
+    .scriptName('clone-server')
+    .usage(
+      '$0 COMMAND\n\nThe source side of nbd-clone: exports the disks of running libvirt domains, frozen.',
+    )
+    .option('config', { type: 'string', default: DEFAULT_CONFIG, describe: 'configuration file' })
+    .option('json', { type: 'boolean', default: false, describe: 'one JSON object on stdout' })
+    .option('log-level', {
+      choices: LOG_LEVELS,
+      default: DEFAULT_LEVEL,
+      describe: 'what to log on stderr',
+    })
+  return base
+    .command('serve', 'run the source: sessions, hooks, nbd-server', one => one, actions.serve)
+    .command('status', 'domains, sessions, overlays, last outcome', one => one, actions.status)
+    .command(
+      'session',
+      'hold one recovery point for stock NBD clients',
+      one =>
+        one
+          .command('open <domain>', 'freeze the domain and hold it', domain, actions.sessionOpen)
+          .command('close <domain>', 'let it go and merge', domain, actions.sessionClose)
+          .demandCommand(1, 'session needs open or close')
+          .strict(),
+      () => undefined,
+    )
+    .command('recover <domain>', 'settle what an earlier run left', domain, actions.recover)
+    .command(
+      'config',
+      'check and show the configuration',
+      one =>
+        one
+          .command(
+            'check',
+            'read the file and say whether it is right',
+            two => two,
+            actions.configCheck,
+          )
+          .command(
+            'show <domain>',
+            'effective values and where each comes from',
+            domain,
+            actions.configShow,
+          )
+          .command(
+            'nbd-server',
+            'configuration for the classic nbd-server daemon',
+            two => two,
+            actions.configNbdServer,
+          )
+          .command(
+            'schema',
+            'JSON Schema of the file, for editors',
+            two => two,
+            actions.configSchema,
+          )
+          .demandCommand(1, 'config needs check, show, nbd-server or schema')
+          .strict(),
+      () => undefined,
+    )
+    .command(
+      'gate',
+      'control endpoint of a standby, on stdin and stdout (run over ssh)',
+      (one: Argv<Globals>) =>
+        one.option('client', {
+          type: 'string',
+          default: defaultClient(),
+          describe: 'name of the client',
+        }),
+      args => actions.gate(args),
+    )
+    .command(
+      'hook <verb>',
+      'run by nbd-server before and after a connection',
+      one =>
+        one
+          .positional('verb', { choices: ['begin', 'end'] as const, demandOption: true })
+          .option('socket', { type: 'string', demandOption: true, describe: "serve's socket" })
+          .option('connection', { type: 'string', demandOption: true, describe: 'connection id' })
+          .option('domain', { type: 'string', demandOption: true, describe: 'libvirt domain' })
+          .option('target', { type: 'string', demandOption: true, describe: "disk's target" })
+          .option('token', { type: 'string', describe: 'token of the session' }),
+      args => actions.hook({ ...args, token: args.token }),
+    )
+    .completion('completion', 'print a completion script for the shell')
+    .example('clone-server serve', 'run the source')
+    .example(
+      'clone-server session open mydomain',
+      'freeze it, copy with any NBD client, then close',
+    )
+    .example('clone-server recover mydomain', 'after a crash: bring it back onto its bases')
+    .epilogue(exitStatusHelp())
+    .demandCommand(1, 'a command is needed')
+    .strict()
+    .version(VERSION)
+    .help()
+    .alias('h', 'help')
+    .fail(usageFailure('clone-server'))
+}
+
+/** Over ssh the name of the peer is the best that is known; a forced command names its client. */
+function defaultClient(): string {
+  const peer = process.env['SSH_CONNECTION']?.split(' ')[0]?.replaceAll(/[^A-Za-z0-9_.+:@-]/g, '')
+  return peer === undefined || peer === '' ? hostname().slice(0, 100) : `ssh-${peer}`
+}

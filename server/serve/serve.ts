@@ -1,0 +1,135 @@
+// clone-server serve: the one owner of sessions, journals, virsh and every nbd-server on this source.
+
+import { randomUUID } from 'node:crypto'
+import { chmod, mkdir, readFile, rm } from 'node:fs/promises'
+import type { Server, Socket } from 'node:net'
+import { setTimeout as delay } from 'node:timers/promises'
+import { Cleanup } from '../../shared/cleanup.ts'
+import { Failure, toFailure } from '../../shared/failures.ts'
+import { writeDurably } from '../../shared/host/durable.ts'
+import { tryLock } from '../../shared/host/lock.ts'
+import type { Paths } from '../config/schema.ts'
+import { serveGate } from '../gate/methods.ts'
+import type { Source } from '../source.ts'
+import { createConnections } from './connections.ts'
+import { createDomains } from './domains.ts'
+import { handle } from './handle.ts'
+import { operatorHandlers } from './operator.ts'
+import { controlServer } from './socket.ts'
+
+const TICK_MS = 1000
+const RECOVER_EVERY_MS = 60_000
+
+/**
+ * Serves until the signal aborts; then ends every session, waits for its merge, and returns.
+ * @param ready called once clients can connect
+ */
+export async function serve(source: Source, signal: AbortSignal, ready: () => void): Promise<void> {
+  const { paths, log, config } = source
+  await using cleanup = new Cleanup()
+
+  await makeDirectories(paths)
+  const lock = tryLock(paths.serveLock, `pid ${process.pid}`)
+  if (typeof lock !== 'function')
+    throw new Failure('LOCKED', `clone-server serve runs already (${lock.heldBy})`)
+  cleanup.defer(lock)
+  await rm(paths.connections, { recursive: true, force: true })
+  await rm(paths.exports, { recursive: true, force: true })
+  await makeDirectories(paths)
+  const hostId = await readHostId(paths.hostId)
+
+  const domains = createDomains(source)
+  const connections = createConnections(source, domains)
+  cleanup.defer(() => connections.closeAll())
+
+  // Hooks and operators can talk to us before NBD clients can, so that recovery can be watched.
+  const control = controlServer(log, (role, connection) => {
+    if (role.role === 'gate') serveGate(connection, role.client, source, domains, hostId)
+    else if (role.role === 'operator') handle(connection, operatorHandlers(source, domains))
+    else
+      handle(connection, {
+        'hook.begin': async params => (await connections.begin(params), {}),
+        'hook.end': async params => (await connections.end(params), {}),
+      })
+  })
+  await listen(control, paths.serveSocket, cleanup)
+  await domains.recoverAll()
+  cleanup.defer(() => endAll())
+
+  await listen(connections.listener(), paths.nbdSocket, cleanup)
+  if (config.listen.tcp) await listen(connections.listener(), config.listen.tcp, cleanup)
+  log.info(
+    { nbd: paths.nbdSocket, tcp: config.listen.tcp, domains: domains.all().map(one => one.domain) },
+    'serving',
+  )
+  ready()
+
+  async function endAll(): Promise<void> {
+    const stopping = new Failure('SOURCE_REFUSED', 'clone-server serve on the source is stopping')
+    await Promise.all(domains.all().map(one => one.end(stopping)))
+  }
+
+  let recovered = Date.now()
+  while (!signal.aborted) {
+    for (const one of domains.all()) one.tick()
+    if (Date.now() - recovered > RECOVER_EVERY_MS) {
+      recovered = Date.now()
+      void domains.recoverAll()
+    }
+    await delay(TICK_MS, undefined, { signal }).catch(() => undefined)
+  }
+  log.info('stopping: ending sessions and merging')
+}
+
+async function makeDirectories(paths: Paths): Promise<void> {
+  for (const directory of [paths.connections, paths.exports, paths.journals])
+    await mkdir(directory, { recursive: true, mode: 0o700 }).catch((error: unknown) => {
+      throw new Failure('USAGE', `cannot make ${directory}: ${toFailure(error).message}`, {
+        cause: error,
+      })
+    })
+}
+
+/** This source's identity, made once; clones are bound to it. */
+async function readHostId(file: string): Promise<string> {
+  const known = await readFile(file, 'utf8').catch(() => '')
+  if (known.trim() !== '') return known.trim()
+  const made = randomUUID()
+  await writeDurably(file, `${made}\n`)
+  return made
+}
+
+async function listen(
+  server: Server,
+  address: string | { host: string; port: number },
+  cleanup: Cleanup,
+): Promise<void> {
+  const path = typeof address === 'string' ? address : undefined
+  // The lock says that no other serve lives, so a socket file that is there was left by a killed one.
+  if (path !== undefined) await rm(path, { force: true })
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', (error: NodeJS.ErrnoException) => {
+      const where = typeof address === 'string' ? address : `${address.host}:${address.port}`
+      reject(
+        new Failure('USAGE', `cannot listen on ${where}: ${error.code ?? error.message}`, {
+          cause: error,
+        }),
+      )
+    })
+    server.listen(
+      typeof address === 'string' ? { path: address } : { host: address.host, port: address.port },
+      resolve,
+    )
+  })
+  if (path !== undefined) await chmod(path, 0o600)
+  const open = new Set<Socket>()
+  server.on('connection', (socket: Socket) => {
+    open.add(socket)
+    socket.once('close', () => open.delete(socket))
+  })
+  cleanup.defer(async () => {
+    const closed = new Promise<void>(resolve => server.close(() => resolve()))
+    for (const socket of open) socket.destroy()
+    await closed
+  })
+}

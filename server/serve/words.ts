@@ -1,0 +1,89 @@
+// What hook and operator say to serve on its socket; the gate's words are in shared/gate.ts. The first line of a connection
+// names its role, then JSON-RPC follows.
+
+import { z } from 'zod'
+import { GATE } from '../../shared/gate.ts'
+import { isName, NAME_RULE } from '../../shared/names.ts'
+
+const name = z.string().refine(isName, NAME_RULE)
+
+export const roleLine = z.discriminatedUnion('role', [
+  z.strictObject({ role: z.literal('gate'), client: name }),
+  z.strictObject({ role: z.literal('hook') }),
+  z.strictObject({ role: z.literal('operator') }),
+])
+export type Role = z.infer<typeof roleLine>
+
+const hookParams = z.object({
+  /** Connection id that serve gave out, or `classic`. */
+  connection: name,
+  domain: name,
+  target: name,
+  token: name.optional(),
+  /** The nbd-server process whose hook this is. */
+  pid: z.number().int().positive(),
+})
+export type HookParams = z.infer<typeof hookParams>
+
+const diskOutcome = z.object({ target: z.string(), mergeMs: z.number(), overlayBytes: z.number() })
+
+export const domainStatus = z.object({
+  domain: z.string(),
+  /** `idle`, `frozen`, `merging`, `unsettled` (recover is due) or `needs operator`. */
+  state: z.enum(['idle', 'frozen', 'merging', 'unsettled', 'needs operator']),
+  recoveryPoint: z.string().optional(),
+  consistency: z.string().optional(),
+  ageMs: z.number().optional(),
+  holders: z.array(
+    z.object({ kind: z.enum(['gate', 'operator', 'connection']), client: z.string() }),
+  ),
+  connections: z.number(),
+  disks: z.array(
+    z.object({
+      target: z.string(),
+      base: z.string(),
+      overlay: z.string(),
+      overlayBytes: z.number(),
+    }),
+  ),
+  last: z
+    .object({ recoveryPoint: z.string(), at: z.string(), disks: z.array(diskOutcome) })
+    .optional(),
+  reason: z.string().optional(),
+})
+export type DomainStatus = z.infer<typeof domainStatus>
+
+const onlyDomain = z.object({ domain: name })
+const empty = z.object({})
+
+export const HOOK = {
+  'hook.begin': { params: hookParams, result: empty },
+  'hook.end': { params: hookParams, result: empty },
+} as const
+
+export const OPERATOR = {
+  'operator.status': { params: empty, result: z.object({ domains: z.array(domainStatus) }) },
+  'operator.hold': {
+    params: onlyDomain,
+    result: z.object({
+      recoveryPoint: z.string(),
+      disks: z.array(z.object({ target: z.string(), base: z.string() })),
+    }),
+  },
+  'operator.letGo': {
+    params: onlyDomain,
+    result: z.object({
+      state: z.enum(['not held', 'kept', 'merged']),
+      disks: z.array(diskOutcome),
+    }),
+  },
+  'operator.recover': {
+    params: onlyDomain,
+    result: z.object({ result: z.enum(['nothing to do', 'recovered', 'in session']) }),
+  },
+} as const
+
+export const WORDS = { ...GATE, ...HOOK, ...OPERATOR }
+export type Method = keyof typeof WORDS
+export type Params<M extends Method> = z.infer<(typeof WORDS)[M]['params']>
+export type Result<M extends Method> = z.infer<(typeof WORDS)[M]['result']>

@@ -1,0 +1,184 @@
+// Freezes a domain: from "on its bases" to "all writes go to overlays", every step first recorded, then done, then checked.
+// docs/architecture.md numbers these same steps.
+
+import { Failure } from '../../shared/failures.ts'
+import { reasonOf, run } from '../../shared/host/run.ts'
+import { newRecoveryPointId } from '../../shared/names.ts'
+import type { RecoveryPoint, SessionDisk, SessionInfo } from '../../shared/gate.ts'
+import { domainSettings, type DomainSettings } from '../config/schema.ts'
+import { readHostFacts } from '../libvirt/facts.ts'
+import { freeze, startDeadMan, thaw, type DeadMan } from '../libvirt/freeze.ts'
+import { readChains } from '../libvirt/graph.ts'
+import { takeSnapshot } from '../libvirt/snapshot.ts'
+import type { Source } from '../source.ts'
+import {
+  readJournal,
+  recordStep,
+  startJournal,
+  type Journal,
+  type SessionDiskRecord,
+} from './journal.ts'
+import { exportedSize, preflight } from './preflight.ts'
+import { settle } from './settle.ts'
+
+/** A domain whose bases are frozen. */
+export interface Frozen {
+  readonly journal: Journal
+  readonly recoveryPoint: RecoveryPoint
+  readonly disks: readonly (SessionDisk & SessionDiskRecord)[]
+  readonly info: SessionInfo
+}
+
+/** Our own patience for a thaw; the dead-man has more. */
+const THAW_PATIENCE_MS = 10_000
+
+/** @throws Failure SOURCE_REFUSED, SNAPSHOT_FAILED (source on its bases), MERGE_FAILED or NEEDS_OPERATOR (it is not) */
+export async function begin(source: Source, domain: string): Promise<Frozen> {
+  const { virsh, log, paths } = source
+  const settings = domainSettings(source.config, domain)
+
+  // 1. The recovery point's instant is taken before the freeze and never goes backwards for a domain.
+  const last = await readJournal(paths.journals, domain)
+  const after = last ? Date.parse(last.intent.instant) + 1000 : 0
+  const instant = new Date(Math.max(Date.now(), after))
+  const id = newRecoveryPointId(instant)
+
+  // 2. Preflight, and what a clone needs to know of the domain.
+  const checked = await preflight(virsh, settings, domain, id)
+  const host = await readHostFacts(virsh, checked.live)
+
+  // 3. Intent, fsynced, before anything is touched.
+  let journal = await startJournal(paths.journals, {
+    session: id,
+    domain,
+    uuid: checked.uuid,
+    recoveryPoint: id,
+    instant: instant.toISOString(),
+    disks: [...checked.disks],
+    inactiveXml: checked.inactiveXml,
+    liveXml: checked.liveXml,
+  })
+
+  // 4. Freeze, snapshot, thaw. From here on a failure is rolled back by merging whatever was made.
+  try {
+    const taken = await snapshotQuiesced(source, settings, journal, checked.left)
+    journal = taken.journal
+
+    // 5. Block devices: a buffered reader must not see pages from before the snapshot (research: libvirt 2.13).
+    for (const disk of checked.disks) if (disk.baseType === 'block') await flushBuffers(disk.base)
+
+    const disks = await Promise.all(
+      checked.disks.map(async disk => ({ ...disk, size: await exportedSize(disk) })),
+    )
+    const recoveryPoint = { id, instant: instant.toISOString(), consistency: taken.consistency }
+    journal = await recordStep(journal, 'frozen', { consistency: taken.consistency })
+    log.info(
+      { domain, recoveryPoint: id, ...taken.times, consistency: taken.consistency },
+      'frozen',
+    )
+    return {
+      journal,
+      recoveryPoint,
+      disks,
+      info: {
+        recoveryPoint,
+        uuid: checked.uuid,
+        disks: disks.map(({ target, format, size }) => ({ target, format, size })),
+        inactiveXml: checked.inactiveXml,
+        liveXml: checked.liveXml,
+        nvram: checked.nvram?.toString('base64') ?? null,
+        ...host,
+        ...taken.times,
+      },
+    }
+  } catch (error) {
+    log.error({ domain, recoveryPoint: id, error }, 'could not freeze, rolling back')
+    const written = await readJournal(paths.journals, domain)
+    await settle(source, written ?? journal)
+    throw error instanceof Failure
+      ? error
+      : new Failure('SNAPSHOT_FAILED', String(error), { cause: error })
+  }
+}
+
+interface Taken {
+  readonly journal: Journal
+  readonly consistency: 'quiesced' | 'crash'
+  readonly times: { readonly freezeMs: number; readonly snapshotMs: number }
+}
+
+/** Freeze per policy, one snapshot of all disks, thaw, each checked. */
+async function snapshotQuiesced(
+  source: Source,
+  settings: DomainSettings,
+  journal: Journal,
+  left: readonly string[],
+): Promise<Taken> {
+  const { virsh, log } = source
+  const { domain, disks, recoveryPoint } = journal.intent
+  const started = Date.now()
+  let deadMan: DeadMan | undefined
+  let frozen = false
+
+  if (settings.quiesce !== 'off') {
+    journal = await recordStep(journal, 'freeze')
+    deadMan = startDeadMan(virsh, domain, settings.freezeDeadline)
+    const result = await freeze(virsh, domain, settings.freezeDeadline)
+    frozen = result.kind === 'frozen'
+    if (result.kind === 'unknown') await thawForCertain(source, domain, deadMan)
+    if (!frozen) {
+      const reason = result.kind === 'frozen' ? '' : result.reason
+      if (result.kind === 'no agent') deadMan.dismiss()
+      if (settings.quiesce === 'required')
+        throw new Failure('SNAPSHOT_FAILED', `domain ${domain} could not be frozen: ${reason}`, {
+          remedy: 'start qemu-guest-agent in the guest, or set quiesce: auto in source.yaml',
+        })
+      log.warn({ domain, reason }, 'not frozen, the recovery point is crash-consistent')
+    }
+  }
+
+  journal = await recordStep(journal, 'snapshot')
+  const snapshotStarted = Date.now()
+  const result = await takeSnapshot(virsh, domain, `nbd-clone-${recoveryPoint}`, [
+    ...disks.map(({ target, overlay }) => ({ target, overlay })),
+    ...left.map(target => ({ target, overlay: undefined })),
+  ])
+  const snapshotMs = Date.now() - snapshotStarted
+
+  if (frozen && deadMan) {
+    journal = await recordStep(journal, 'thaw')
+    await thawForCertain(source, domain, deadMan)
+  }
+  const freezeMs = frozen ? Date.now() - started : 0
+
+  // The exit status is a hint; whether every disk writes to its overlay is read from QEMU.
+  const chains = await readChains(virsh, domain)
+  const missed = disks.find(
+    disk => !chains.some(chain => chain[0] === disk.overlay && chain[1] === disk.base),
+  )
+  if (missed)
+    throw new Failure(
+      'SNAPSHOT_FAILED',
+      `no snapshot of disk ${missed.target} of ${domain}: ${reasonOf(result)}`,
+    )
+  return { journal, consistency: frozen ? 'quiesced' : 'crash', times: { freezeMs, snapshotMs } }
+}
+
+/** Thaws until libvirt confirms it, then dismisses the dead-man; unconfirmed, the dead-man stays on duty. */
+async function thawForCertain(source: Source, domain: string, deadMan: DeadMan): Promise<void> {
+  if (await thaw(source.virsh, domain, THAW_PATIENCE_MS)) deadMan.dismiss()
+  else
+    throw new Failure(
+      'SNAPSHOT_FAILED',
+      `the guest of ${domain} does not confirm that it is thawed`,
+      {
+        remedy: `a helper goes on trying for 10 minutes; by hand: virsh domfsthaw ${domain}`,
+      },
+    )
+}
+
+async function flushBuffers(device: string): Promise<void> {
+  const result = await run('blockdev', ['--flushbufs', device])
+  if (result.exitCode !== 0)
+    throw new Failure('SNAPSHOT_FAILED', `blockdev --flushbufs ${device}: ${reasonOf(result)}`)
+}

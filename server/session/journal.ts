@@ -1,0 +1,131 @@
+// The journal of a domain: one file, its first line the intent, then a line for each step, each fsynced before the step is
+// done. It is the only state a source keeps; the next session of the domain replaces it.
+
+import { readFile, truncate } from 'node:fs/promises'
+import { z } from 'zod'
+import { consistency, diskFormat } from '../../shared/gate.ts'
+import { Failure } from '../../shared/failures.ts'
+import { appendDurably, writeDurably } from '../../shared/host/durable.ts'
+
+/** The journal's words, in the order in which a session passes through them. */
+export const STEPS = [
+  'intent',
+  'freeze',
+  'snapshot',
+  'thaw',
+  'frozen',
+  'merge',
+  'pivot',
+  'clean',
+  'done',
+  'needs operator',
+] as const
+export type Step = (typeof STEPS)[number]
+
+const intent = z.object({
+  step: z.literal('intent'),
+  at: z.iso.datetime(),
+  session: z.string(),
+  domain: z.string(),
+  uuid: z.string(),
+  recoveryPoint: z.string(),
+  instant: z.iso.datetime(),
+  disks: z.array(
+    z.object({
+      target: z.string(),
+      format: diskFormat,
+      base: z.string(),
+      baseType: z.enum(['file', 'block']),
+      overlay: z.string(),
+    }),
+  ),
+  inactiveXml: z.string(),
+  liveXml: z.string(),
+})
+export type Intent = z.infer<typeof intent>
+export type SessionDiskRecord = Intent['disks'][number]
+
+const entry = z.object({
+  step: z.enum(STEPS),
+  at: z.iso.datetime(),
+  target: z.string().optional(),
+  consistency: consistency.optional(),
+  reason: z.string().optional(),
+  mergeMs: z.number().optional(),
+  overlayBytes: z.number().optional(),
+})
+export type Entry = z.infer<typeof entry>
+
+export interface Journal {
+  readonly file: string
+  readonly intent: Intent
+  readonly entries: readonly Entry[]
+}
+
+export function journalFile(directory: string, domain: string): string {
+  return `${directory}/${domain}.journal`
+}
+
+/** A journal that still has something to settle. */
+export function isOpen(journal: Journal): boolean {
+  return journal.entries.at(-1)?.step !== 'done'
+}
+
+export function hasStep(journal: Journal, step: Step, target?: string): boolean {
+  return journal.entries.some(
+    one => one.step === step && (target === undefined || one.target === target),
+  )
+}
+
+/** Starts the journal of a new session, in place of the last one's. */
+export async function startJournal(
+  directory: string,
+  record: Omit<Intent, 'step' | 'at'>,
+): Promise<Journal> {
+  const line: Intent = { step: 'intent', at: new Date().toISOString(), ...record }
+  const file = journalFile(directory, record.domain)
+  await writeDurably(file, `${JSON.stringify(line)}\n`, 0o600)
+  return { file, intent: line, entries: [] }
+}
+
+/** Records a step, fsynced; returns the journal with it. */
+export async function recordStep(
+  journal: Journal,
+  step: Step,
+  facts: Omit<Entry, 'step' | 'at'> = {},
+): Promise<Journal> {
+  const line: Entry = { step, at: new Date().toISOString(), ...facts }
+  await appendDurably(journal.file, `${JSON.stringify(line)}\n`)
+  return { ...journal, entries: [...journal.entries, line] }
+}
+
+/**
+ * Reads the journal of a domain; undefined when there is none. A torn last line (power cut during an append) is cut
+ * off: its step was not begun.
+ * @throws Failure NEEDS_OPERATOR when the file is no journal
+ */
+export async function readJournal(directory: string, domain: string): Promise<Journal | undefined> {
+  const file = journalFile(directory, domain)
+  let text: string
+  try {
+    text = await readFile(file, 'utf8')
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+    throw error
+  }
+  const complete = text.slice(0, text.lastIndexOf('\n') + 1)
+  if (complete.length < text.length) await truncate(file, Buffer.byteLength(complete))
+  try {
+    const [first, ...rest] = complete.split('\n').filter(line => line !== '')
+    return {
+      file,
+      intent: intent.parse(JSON.parse(first ?? '')),
+      entries: rest.map(line => entry.parse(JSON.parse(line))),
+    }
+  } catch (error) {
+    throw new Failure('NEEDS_OPERATOR', `the session journal ${file} cannot be read`, {
+      cause: error,
+      remedy: `check with virsh domblklist ${domain} that no disk is on an overlay, then move the file away`,
+    })
+  }
+}

@@ -1,0 +1,53 @@
+// A lease: one client's hold on a session, under a token. It is reserved by `open`, bound to a session by its first
+// connection, kept by renewals, and over by release, lapse or a limit.
+
+import { randomBytes } from 'node:crypto'
+import type { Failure } from '../../shared/failures.ts'
+import type { Outcome } from '../../shared/gate.ts'
+import type { Session } from './session.ts'
+
+/** contracts.md: renewed every 10 s, lapses after 30 s. */
+export const LEASE_LAPSE_MS = 30_000
+/** contracts.md: without any connection a living lease keeps its session so long. */
+export const LEASE_IDLE_MS = 60_000
+
+export type Refusal = Outcome['refusals'][number]
+
+export interface Lease {
+  readonly token: string
+  readonly domain: string
+  /** Client name of the gate, or `operator` for a session held by hand. */
+  readonly client: string
+  readonly kind: 'gate' | 'operator'
+  state: 'reserved' | 'live' | 'released' | 'ended'
+  session: Session | undefined
+  renewedAt: number
+  /** When its last connection went, or it was bound without one. */
+  idleSince: number
+  /** Why it ended, when the client did not release it. */
+  reason: Failure | undefined
+  readonly refusals: Refusal[]
+  /** Tells the client that its session ended under it. */
+  notify: (reason: Failure) => void
+}
+
+export function createLease(domain: string, client: string, kind: Lease['kind']): Lease {
+  const now = Date.now()
+  return {
+    token: randomBytes(16).toString('hex'),
+    domain,
+    client,
+    kind,
+    state: 'reserved',
+    session: undefined,
+    renewedAt: now,
+    idleSince: now,
+    reason: undefined,
+    refusals: [],
+    notify: () => undefined,
+  }
+}
+
+export function isAlive(lease: Lease): boolean {
+  return lease.state === 'reserved' || lease.state === 'live'
+}

@@ -1,0 +1,238 @@
+// Everything that must hold before a snapshot is taken. A refusal names disk, reason and remedy.
+
+import { access, constants, readFile, stat, statfs } from 'node:fs/promises'
+import { Failure } from '../../shared/failures.ts'
+import { reasonOf, run } from '../../shared/host/run.ts'
+import { formatSize } from '../../shared/quantities.ts'
+import type { DomainSettings } from '../config/schema.ts'
+import {
+  exportability,
+  readDomainXml,
+  type DomainDisk,
+  type DomainXml,
+} from '../libvirt/domain-xml.ts'
+import { readBlockJobs, readChains } from '../libvirt/graph.ts'
+import type { Virsh } from '../libvirt/virsh.ts'
+import type { SessionDiskRecord } from './journal.ts'
+
+export interface Preflight {
+  readonly uuid: string
+  readonly inactiveXml: string
+  readonly liveXml: string
+  readonly live: DomainXml
+  /** Disks that become part of the recovery point. */
+  readonly disks: readonly SessionDiskRecord[]
+  /** Targets that stay as they are. */
+  readonly left: readonly string[]
+  /** Contents of the UEFI variables file. */
+  readonly nvram: Buffer | undefined
+}
+
+const OVERLAY_SUFFIX = '.nbd-clone.qcow2'
+const RESERVED_SHARE = 0.1
+const OVERLAY_SHARE = 0.2
+const OVERLAY_LEAST = 1024 ** 3
+const TMPFS = [0x01021994, 0x858458f6]
+
+/** Where a session's overlay lies; `.qcow2` keeps AppArmor's helper able to find its base (research: libvirt P52). */
+export function overlayPath(
+  directory: string,
+  domain: string,
+  target: string,
+  recoveryPoint: string,
+): string {
+  return `${directory}/${domain}.${target}.${recoveryPoint}${OVERLAY_SUFFIX}`
+}
+
+/** Both XMLs of a domain. @throws Failure SOURCE_REFUSED when libvirt does not know it */
+export async function readBothXml(
+  virsh: Virsh,
+  domain: string,
+): Promise<{ inactiveXml: string; liveXml: string }> {
+  const [inactiveXml, liveXml] = await Promise.all([
+    virsh.text(['dumpxml', '--domain', domain, '--inactive']),
+    virsh.text(['dumpxml', '--domain', domain]),
+  ])
+  return { inactiveXml, liveXml }
+}
+
+function refuse(message: string, remedy?: string): never {
+  throw new Failure('SOURCE_REFUSED', message, { remedy })
+}
+
+/** State, persistence, managed save and running jobs of the domain. */
+async function checkDomain(virsh: Virsh, domain: string): Promise<void> {
+  const state = (await virsh.text(['domstate', '--domain', domain])).trim()
+  if (state !== 'running' && state !== 'paused')
+    refuse(
+      `domain ${domain} is ${state}: only a running or paused domain can be pulled`,
+      `on the source run: virsh start ${domain}`,
+    )
+  const info = await virsh.text(['dominfo', '--domain', domain])
+  if (/^Persistent:\s*no/m.test(info))
+    refuse(
+      `domain ${domain} is transient: its definition would be lost with an overlay`,
+      `virsh define it first`,
+    )
+  if (/^Managed save:\s*yes/m.test(info))
+    refuse(`domain ${domain} has a managed save image`, `virsh managedsave-remove ${domain}`)
+  const job = await virsh.text(['domjobinfo', '--domain', domain])
+  if (!/^Job type:\s*None/m.test(job))
+    refuse(`domain ${domain} is busy with a libvirt job`, `see: virsh domjobinfo ${domain}`)
+}
+
+function chooseDisks(
+  domain: string,
+  live: DomainXml,
+  inactive: DomainXml,
+  settings: DomainSettings,
+  recoveryPoint: string,
+): { disks: SessionDiskRecord[]; left: string[] } {
+  const disks: SessionDiskRecord[] = []
+  const left: string[] = []
+  for (const target of Object.keys(settings.disks))
+    if (!live.disks.some(disk => disk.target === target))
+      refuse(
+        `domain ${domain} has no disk ${target}, which source.yaml names`,
+        'correct domains.*.disks in source.yaml',
+      )
+  for (const disk of live.disks) {
+    const verdict = exportability(domain, disk, settings.disks[disk.target]?.exclude === true)
+    if (verdict.kind === 'refuse')
+      refuse(`disk ${disk.target} of ${domain}: ${verdict.reason}`, verdict.remedy)
+    if (verdict.kind === 'leave') {
+      left.push(disk.target)
+      continue
+    }
+    checkDisk(domain, disk, inactive)
+    disks.push({
+      target: disk.target,
+      format: verdict.format,
+      base: verdict.base,
+      baseType: disk.type === 'block' ? 'block' : 'file',
+      overlay: overlayPath(settings.overlayDir, domain, disk.target, recoveryPoint),
+    })
+  }
+  if (disks.length === 0) refuse(`domain ${domain} has no disk to export`)
+  return { disks, left }
+}
+
+function checkDisk(domain: string, disk: DomainDisk, inactive: DomainXml): void {
+  if (disk.source?.endsWith(OVERLAY_SUFFIX))
+    throw new Failure(
+      'NEEDS_OPERATOR',
+      `disk ${disk.target} of ${domain} is on ${disk.source}, and no journal says why`,
+      {
+        remedy: `merge it by hand: virsh blockcommit ${domain} ${disk.target} --active --pivot --wait --top ${disk.source} --base BASE`,
+      },
+    )
+  const saved = inactive.disks.find(other => other.target === disk.target)
+  if (saved?.source !== disk.source)
+    refuse(
+      `disk ${disk.target} of ${domain}: the running domain uses ${disk.source ?? 'nothing'}, its definition says ${saved?.source ?? 'nothing'}`,
+      `make them equal (virsh attach-disk/detach-disk --config), or exclude the disk`,
+    )
+  if (disk.hasJob)
+    refuse(
+      `disk ${disk.target} of ${domain} has a block job`,
+      `virsh blockjob ${domain} ${disk.target} --info`,
+    )
+}
+
+/** QEMU must agree with the XML: each base is the only image of its chain, and nothing is being copied. */
+async function checkGraph(
+  virsh: Virsh,
+  domain: string,
+  disks: readonly SessionDiskRecord[],
+): Promise<void> {
+  const [chains, jobs] = await Promise.all([
+    readChains(virsh, domain),
+    readBlockJobs(virsh, domain),
+  ])
+  const [job] = jobs
+  if (job)
+    refuse(
+      `domain ${domain} has a block job in QEMU: ${job.device}`,
+      'wait for it, or end it with virsh blockjob',
+    )
+  for (const disk of disks) {
+    const chain = chains.find(one => one.includes(disk.base))
+    if (!chain)
+      throw new Failure(
+        'NEEDS_OPERATOR',
+        `disk ${disk.target} of ${domain}: QEMU does not have ${disk.base} open, though libvirt says so`,
+      )
+    if (chain.length > 1)
+      refuse(
+        `disk ${disk.target} of ${domain}: QEMU has a chain of ${chain.length} images, ${chain.join(' on ')}`,
+      )
+  }
+}
+
+/** Room for the overlays: a share of the bases, without the last tenth of their file system. */
+async function checkSpace(settings: DomainSettings, bytes: number): Promise<void> {
+  const directory = settings.overlayDir
+  const found = await statfs(directory).catch((error: unknown) => {
+    throw new Failure('SOURCE_REFUSED', `overlayDir ${directory} is not there`, {
+      cause: error,
+      remedy: `mkdir ${directory}`,
+    })
+  })
+  if (TMPFS.includes(found.type))
+    refuse(
+      `overlayDir ${directory} is in memory: a reboot would lose what the guest wrote`,
+      'choose a directory on disk',
+    )
+  const usable = found.bavail * found.bsize - found.blocks * found.bsize * RESERVED_SHARE
+  const needed = Math.min(bytes * OVERLAY_SHARE, OVERLAY_LEAST)
+  if (usable < needed)
+    refuse(
+      `overlayDir ${directory}: ${formatSize(Math.max(0, Math.round(usable)))} usable above the reserved tenth, ${formatSize(Math.round(needed))} needed`,
+      'free space there, or set overlayDir to a larger file system',
+    )
+}
+
+/** Size in bytes of a file or block device as nbd-server will export it. */
+export async function exportedSize(
+  disk: Pick<SessionDiskRecord, 'base' | 'baseType'>,
+): Promise<number> {
+  if (disk.baseType === 'file') return (await stat(disk.base)).size
+  const result = await run('blockdev', ['--getsize64', disk.base])
+  if (result.exitCode !== 0) refuse(`cannot read the size of ${disk.base}: ${reasonOf(result)}`)
+  return Number(result.stdout)
+}
+
+/** Checks everything and says what the session would do. @throws Failure SOURCE_REFUSED, NEEDS_OPERATOR */
+export async function preflight(
+  virsh: Virsh,
+  settings: DomainSettings,
+  domain: string,
+  recoveryPoint: string,
+): Promise<Preflight> {
+  await checkDomain(virsh, domain)
+  const { inactiveXml, liveXml } = await readBothXml(virsh, domain)
+  const live = readDomainXml(liveXml)
+  const { disks, left } = chooseDisks(
+    domain,
+    live,
+    readDomainXml(inactiveXml),
+    settings,
+    recoveryPoint,
+  )
+  await checkGraph(virsh, domain, disks)
+  for (const disk of disks)
+    await access(disk.base, constants.R_OK).catch((error: unknown) => {
+      throw new Failure(
+        'SOURCE_REFUSED',
+        `disk ${disk.target} of ${domain}: cannot read ${disk.base}`,
+        { cause: error },
+      )
+    })
+  const sizes = await Promise.all(disks.map(exportedSize))
+  await checkSpace(
+    settings,
+    sizes.reduce((sum, size) => sum + size, 0),
+  )
+  const nvram = live.nvram === undefined ? undefined : await readFile(live.nvram)
+  return { uuid: live.uuid, inactiveXml, liveXml, live, disks, left, nvram }
+}

@@ -1,0 +1,77 @@
+// A session: the time during which a domain's bases are frozen, who holds it, and how it ended.
+
+import type { Failure } from '../../shared/failures.ts'
+import type { Frozen } from './begin.ts'
+import type { Lease } from './lease.ts'
+import type { SettledDisk } from './settle.ts'
+
+/** One NBD connection inside a session. */
+export interface Member {
+  /** Connection id that serve gave out, or `classic-PID` for the classic daemon's child. */
+  readonly id: string
+  readonly target: string
+  /** Token in the export name; a connection without one holds the session by itself. */
+  readonly token: string | undefined
+  readonly link: string
+  /** Whether its process is gone; set by whoever sees it first. */
+  gone: boolean
+  /** Ends the process that reads, and returns when it is gone. */
+  reap(): Promise<void>
+  isRunning(): boolean
+}
+
+export interface Session {
+  readonly domain: string
+  readonly frozen: Frozen
+  readonly frozenAt: number
+  readonly leases: Set<Lease>
+  readonly members: Map<string, Member>
+  state: 'frozen' | 'merging' | 'merged' | 'failed'
+  /** Why it ended, when it was not the last holder leaving. */
+  reason: Failure | undefined
+  failure: Failure | undefined
+  settled: readonly SettledDisk[]
+  /** Resolves, never rejects, when state is `merged` or `failed`. */
+  readonly over: Promise<void>
+  readonly markOver: () => void
+}
+
+export function createSession(domain: string, frozen: Frozen): Session {
+  const { promise, resolve } = withResolvers()
+  return {
+    domain,
+    frozen,
+    frozenAt: Date.now(),
+    leases: new Set(),
+    members: new Map(),
+    state: 'frozen',
+    reason: undefined,
+    failure: undefined,
+    settled: [],
+    over: promise,
+    markOver: resolve,
+  }
+}
+
+function withResolvers(): { promise: Promise<void>; resolve: () => void } {
+  let resolve = (): void => undefined
+  const promise = new Promise<void>(done => (resolve = done))
+  return { promise, resolve }
+}
+
+/** Bare connections join a session this young, or one held by an operator (design, step 2). */
+const JOIN_WITHIN_MS = 60_000
+
+export function isJoinable(session: Session): boolean {
+  if (session.state !== 'frozen') return false
+  const held = [...session.leases].some(lease => lease.kind === 'operator')
+  return held || Date.now() - session.frozenAt < JOIN_WITHIN_MS
+}
+
+/** Whether anyone still holds the session: a living lease, or a connection that came without one. */
+export function isHeld(session: Session): boolean {
+  return (
+    session.leases.size > 0 ||
+    [...session.members.values()].some(member => member.token === undefined)
+  )
+}
