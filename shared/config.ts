@@ -23,6 +23,7 @@ interface Issue {
   readonly message: string
   readonly keys?: string[]
   readonly errors?: Issue[][]
+  readonly issues?: Issue[]
 }
 
 /** What one zod issue says to a person; of a union, the branch that got furthest speaks. */
@@ -32,6 +33,7 @@ function describeIssue(issue: Issue): { path: Path; text: string } {
     const key = issue.keys?.[0] ?? ''
     return { path: [...path, key], text: 'unknown key' }
   }
+  if (issue.code === 'invalid_key') return { path, text: issue.issues?.[0]?.message ?? issue.message }
   const deepest = issue.errors?.flat().sort((a, b) => b.path.length - a.path.length)[0]
   if (deepest) {
     const inner = describeIssue(deepest)

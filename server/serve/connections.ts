@@ -1,8 +1,9 @@
 // NBD connections: each gets its own nbd-server with its own config, and is known by an id that only its hooks are told.
 
 import { randomBytes } from 'node:crypto'
-import { readFile } from 'node:fs/promises'
+import { readFile, rm } from 'node:fs/promises'
 import { createServer, type Server, type Socket } from 'node:net'
+import path from 'node:path'
 import { Failure } from '../../shared/failures.ts'
 import { connectionConfig, sectionsOf } from '../nbd-server/config.ts'
 import { startNbdServer, type NbdServer } from '../nbd-server/process.ts'
@@ -40,6 +41,7 @@ export function createConnections(source: Source, domains: Domains): Connections
       for (const sessions of domains.all()) await sessions.leave(member.id)
     }
     members.delete(connection)
+    await rm(path.join(paths.exports, connection), { recursive: true, force: true })
   }
 
   async function accept(socket: Socket): Promise<void> {

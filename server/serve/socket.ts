@@ -26,6 +26,7 @@ export function controlServer(
         })
         attach(role, connection)
         connection.listen()
+        socket.resume()
       },
       (error: unknown) => {
         log.warn({ reason: String(error) }, 'control connection refused')

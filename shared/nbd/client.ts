@@ -26,6 +26,7 @@ import {
   secured,
   startTlsOver,
   tlsName,
+  type Link,
   type NbdAddress,
   type NbdTls,
 } from './transport.ts'
@@ -155,7 +156,13 @@ function start<T>(
     const session = new Session({ signal, stallMs })
     void session.closed.then(reason => reject(reason ?? new NbdError('CLOSED', 'NBD: closed')))
     session.begin(tls ? secure(tls) : plain())
-    const link = attach(to, session, tls === undefined)
+    let link: Link
+    try {
+      link = attach(to, session, tls === undefined)
+    } catch (cause) {
+      session.fail(address ? connectError(address, cause as Error) : (cause as Error))
+      return
+    }
     session.use(link.stream)
     session.deadline(handshakeTimeoutMs, () =>
       address && session.state === 'greeting' && link.isConnecting()

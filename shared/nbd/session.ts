@@ -55,7 +55,6 @@ export class Session implements Receiver, Peer, ReplyTable {
   #piece: Uint8Array = this.#spare
   #at = 0
   #running = false
-  readonly #held: Uint8Array[] = []
 
   #cookie = 0
   #unsent: Request[] = []
@@ -124,16 +123,18 @@ export class Session implements Receiver, Peer, ReplyTable {
       this.fail(error as Error)
     }
     this.#running = false
-    for (let bytes = this.#held.shift(); bytes; bytes = this.#held.shift()) this.send(bytes)
   }
 
   // Sending.
 
-  /** What a running decoder says is held until it waits again: a stream in this process may answer at once. */
+  /**
+   * What a running decoder says waits for the turn's end: a stream in this process may answer at once, which must
+   * neither re-enter the decoder nor overtake bytes that are still being fed to it.
+   */
   send(bytes: Uint8Array): void {
     if (this.isOver()) return
     if (this.#running) {
-      this.#held.push(bytes)
+      queueMicrotask(() => this.send(bytes))
       return
     }
     if (this.state === 'greeting') this.state = 'options'
@@ -198,6 +199,7 @@ export class Session implements Receiver, Peer, ReplyTable {
   }
 
   readonly #confirmStall = (): void => {
+    clearTimeout(this.#stall)
     if (performance.now() - this.#lastByte < this.#stallMs) this.#lookForStall()
     else
       this.fail(

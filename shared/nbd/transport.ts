@@ -50,7 +50,11 @@ export interface Link {
  * @param inPlace whether a socket opened here may receive in place; what TLS takes over may not
  */
 export function attach(to: NbdAddress | Duplex, receiver: Receiver, inPlace: boolean): Link {
-  if ('pipe' in to) return { stream: to, isConnecting: () => false, stop: feedByCopy(to, receiver) }
+  if ('pipe' in to) {
+    const stop = feedByCopy(to, receiver)
+    if (to.destroyed || to.readableEnded) receiver.ended()
+    return { stream: to, isConnecting: () => false, stop }
+  }
   const socket = connectSocket({
     ...to,
     noDelay: true,

@@ -1,0 +1,87 @@
+// The record of one attempt to pull: what is told to the log and the terminal, and the lines in history and state.
+
+import { toFailure } from '../shared/failures.ts'
+import type { Log } from '../shared/log.ts'
+import type { DiskPlan } from './plan.ts'
+import { appendHistory } from './store/history.ts'
+import type { Layout } from './store/layout.ts'
+import { readState, writeState, type State } from './store/state.ts'
+
+/** What a running pull tells whoever watches: the terminal's bar, or nobody. */
+export interface Watcher {
+  /** A phase with bytes to go began. */
+  phase(name: 'copy' | 'verify', totalBytes: number): void
+  progress(bytes: number): void
+  /** The bar's end, on every way out. */
+  done(): void
+}
+
+export const NOBODY: Watcher = {
+  phase: () => undefined,
+  progress: () => undefined,
+  done: () => undefined,
+}
+
+/** Facts gathered on the way; what is missing was not reached. */
+export interface Attempt {
+  readonly began: Date
+  readonly bytes: { read: number; written: number }
+  readonly seconds: Record<string, number>
+  plan?: readonly DiskPlan[]
+  session?: string
+  recoveryPoint?: string
+  /** Set once the generation exists. */
+  seq?: number
+}
+
+export function newAttempt(): Attempt {
+  return { began: new Date(), bytes: { read: 0, written: 0 }, seconds: {} }
+}
+
+/** Runs one phase, logs it as one line and keeps its seconds. */
+export async function timed<T>(
+  attempt: Attempt,
+  log: Log,
+  phase: string,
+  work: () => Promise<T>,
+): Promise<T> {
+  const { session, recoveryPoint } = attempt
+  const began = performance.now()
+  log.debug({ session, recoveryPoint }, `${phase} begins`)
+  const result = await work()
+  const seconds = Math.round(performance.now() - began) / 1000
+  attempt.seconds[phase] = seconds
+  log.info({ session: attempt.session, recoveryPoint: attempt.recoveryPoint, seconds }, phase)
+  return result
+}
+
+/** Writes the attempt's history line and the clone's state. @param error undefined when it succeeded */
+export async function recordAttempt(
+  layout: Layout,
+  attempt: Attempt,
+  outcome: 'merged' | 'kept' | 'failed',
+  error?: unknown,
+): Promise<void> {
+  const failure = error === undefined ? undefined : toFailure(error)
+  const ended = new Date().toISOString()
+  const why = failure && { code: failure.code, message: failure.message }
+  const { began, plan, ...facts } = attempt
+  await appendHistory(layout, {
+    schema: 1,
+    began: began.toISOString(),
+    ended,
+    outcome,
+    ...why,
+    ...facts,
+    ...(plan && {
+      plan: plan.map(({ target, kind, reason, size }) => ({ target, kind, reason, size })),
+    }),
+  })
+  const state: State = await readState(layout)
+  await writeState(layout, {
+    ...state,
+    attempts: state.attempts + 1,
+    failures: failure ? state.failures + 1 : 0,
+    lastAttempt: { at: ended, outcome, ...why },
+  })
+}

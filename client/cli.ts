@@ -1,0 +1,118 @@
+#!/usr/bin/env node
+// The `clone` program: the only file of the standby side that prints or exits.
+
+import { hideBin } from 'yargs/helpers'
+import { describeFailure, Failure, toFailure } from '../shared/failures.ts'
+import { createLog } from '../shared/log.ts'
+import { configCheck, configShow } from './commands/config.ts'
+import { listCommand } from './commands/list.ts'
+import { pruneCommand } from './commands/prune.ts'
+import { namedClones, pullCommand } from './commands/pull.ts'
+import { statusCommand } from './commands/status.ts'
+import { verifyCommand } from './commands/verify.ts'
+import { cloneConfig, loadConfig } from './config/effective.ts'
+import { standbyJsonSchema } from './config/schema.ts'
+import { program, type Command } from './program.ts'
+import { progressBar } from './progress.ts'
+import {
+  asJson,
+  failureJson,
+  listText,
+  pruneText,
+  pullJson,
+  pullText,
+  showText,
+  statusText,
+  verifyText,
+} from './render.ts'
+
+const print = (text: string): boolean => process.stdout.write(`${text}\n`)
+const complain = (text: string): boolean => process.stderr.write(`${text}\n`)
+const watch = (clone: string) => progressBar(process.stderr, clone)
+
+/** Aborted by the first Ctrl-C or SIGTERM; everything then undoes itself. */
+function interruptible(): AbortSignal {
+  const controller = new AbortController()
+  for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const)
+    process.on(name, () => controller.abort(new Failure('INTERRUPTED', `interrupted by ${name}`)))
+  return controller.signal
+}
+
+/** Does one command and prints its data. @returns the exit status */
+async function perform(command: Command, signal: AbortSignal): Promise<number> {
+  const say = (data: object, text: () => string): boolean =>
+    print(command.json ? asJson(command.name, data) : text())
+  if (command.name === 'config schema') {
+    print(JSON.stringify(standbyJsonSchema(), undefined, 2))
+    return 0
+  }
+  const config = loadConfig(command.config)
+  switch (command.name) {
+    case 'pull': {
+      const log = createLog('clone', command.logLevel)
+      const { results, exit } = await pullCommand(config, command, log, signal, watch)
+      if (command.json) print(asJson('pull', pullJson(results, exit)))
+      for (const result of results)
+        if (result.outcome === 'failed') complain(pullText(result))
+        // Success is told to people, not to cron.
+        else if (!command.json && (process.stdout.isTTY || result.outcome === 'planned'))
+          print(pullText(result))
+      return exit
+    }
+    case 'status': {
+      const all = command.domains.length === 0
+      const noneYet = all && Object.keys(config.domains).length === 0
+      const clones = await statusCommand(noneYet ? [] : namedClones(config, command.domains, all))
+      say({ clones }, () => statusText(clones))
+      return 0
+    }
+    case 'list': {
+      const listed = await listCommand(cloneConfig(config, command.domain))
+      say({ clone: command.domain, ...listed }, () =>
+        listText(listed.generations, listed.brokenHistory),
+      )
+      return 0
+    }
+    case 'verify': {
+      const clone = cloneConfig(config, command.domain)
+      const verified = await verifyCommand(clone, command.generation, signal, watch(clone.name))
+      say(verified, () => verifyText(verified))
+      if (verified.sound) return 0
+      const damaged = new Failure('INTEGRITY', `generation ${verified.id} is damaged`, {
+        remedy: `pull again: clone pull ${clone.name}; older generations: clone list ${clone.name}`,
+      })
+      complain(describeFailure(`clone: ${clone.name}`, damaged))
+      return damaged.exit
+    }
+    case 'prune': {
+      const { domain, dryRun } = command
+      const plan = await pruneCommand(cloneConfig(config, domain), dryRun)
+      say({ clone: domain, dryRun, ...plan }, () => pruneText(domain, plan, dryRun))
+      return 0
+    }
+    case 'config check': {
+      const domains = configCheck(config)
+      say({ domains }, () => `${command.config}: good, ${domains.length} domains`)
+      return 0
+    }
+    case 'config show': {
+      const shown = configShow(config, command.domain)
+      say({ domains: shown }, () => showText(shown))
+      return 0
+    }
+  }
+}
+
+const signal = interruptible()
+const argv = hideBin(process.argv)
+try {
+  await program(argv, async command => {
+    process.exitCode = await perform(command, signal)
+  }).parseAsync()
+} catch (error) {
+  const failure = toFailure(error)
+  if (argv.includes('--json')) print(asJson('error', { failure: failureJson(failure) }))
+  complain(describeFailure('clone', failure))
+  if (failure.code === 'INTERNAL' && argv.includes('debug')) console.error(failure.cause)
+  process.exitCode = failure.exit
+}

@@ -1,0 +1,45 @@
+// clone config check, show, schema: what standby.yaml says, and which layer said it.
+
+import type { Effective } from '../../shared/config.ts'
+import { formatDuration } from '../../shared/quantities.ts'
+import { cloneConfig, explain } from '../config/effective.ts'
+import type { StandbyConfig } from '../config/schema.ts'
+
+export interface Shown {
+  readonly clone: string
+  readonly values: { readonly key: string; readonly value: string; readonly origin: string }[]
+}
+
+/** Loading did the checks that need one layer; this resolves every domain. @returns their names. @throws Failure USAGE */
+export function configCheck(config: StandbyConfig): string[] {
+  return Object.keys(config.domains).map(name => cloneConfig(config, name).name)
+}
+
+/** @throws Failure USAGE for a domain that is not configured */
+export function configShow(config: StandbyConfig, domain: string | undefined): Shown[] {
+  const names = domain === undefined ? Object.keys(config.domains) : [domain]
+  return names.map(clone => {
+    const { values, origins } = explain(config, clone)
+    const own = Object.entries(origins).map(([key, origin]) => ({
+      key,
+      value: valueAt(values, key),
+      origin,
+    }))
+    const { name, ...source } = cloneConfig(config, clone).source
+    const used = Object.entries(source).map(([key, value]) => ({
+      key: `source.${key}`,
+      value: typeof value === 'string' ? value : JSON.stringify(value),
+      origin: `sources.${name}`,
+    }))
+    return { clone, values: [...own, ...used].sort((a, b) => a.key.localeCompare(b.key)) }
+  })
+}
+
+const DURATIONS = new Set(['rpo', 'stall'])
+
+function valueAt(values: Effective['values'], dotted: string): string {
+  let value: unknown = values
+  for (const key of dotted.split('.')) value = (value as Record<string, unknown>)[key]
+  if (DURATIONS.has(dotted)) return formatDuration(value as number)
+  return typeof value === 'string' ? value : JSON.stringify(value)
+}

@@ -1,0 +1,120 @@
+// clone pull: several domains, one after the other; the worst outcome decides the exit status.
+
+import { Failure, toFailure, worstExit } from '../../shared/failures.ts'
+import type { Log } from '../../shared/log.ts'
+import type { Watcher } from '../attempt.ts'
+import { cloneConfig, type CloneConfig } from '../config/effective.ts'
+import type { StandbyConfig } from '../config/schema.ts'
+import { freshness, isDue } from '../freshness.ts'
+import { planPull } from '../plan.ts'
+import { pull, type Pulled } from '../pull.ts'
+import { openGate } from '../source/gate.ts'
+import { greet, wantedDisks } from '../source/session.ts'
+import { soundGenerations } from '../store/generation.ts'
+import { checkBinding, checkRole } from '../store/guard.ts'
+import { layoutOf } from '../store/layout.ts'
+import { readState } from '../store/state.ts'
+
+export interface PullCommand {
+  readonly domains: readonly string[]
+  readonly all: boolean
+  readonly ifDue: boolean
+  readonly adopt: boolean
+  readonly dryRun: boolean
+}
+
+export interface PlannedDisk {
+  readonly target: string
+  readonly kind: 'full'
+  readonly reason: string
+  /** Bytes, when the source knows before a session. */
+  readonly size?: number
+}
+
+export type PullResult = { readonly clone: string } & (
+  | { readonly outcome: 'published'; readonly pulled: Pulled }
+  | { readonly outcome: 'not-due'; readonly ageMs: number }
+  | { readonly outcome: 'planned'; readonly disks: readonly PlannedDisk[] }
+  | { readonly outcome: 'failed'; readonly failure: Failure }
+)
+
+/** The clones that a command names, or all of them. @throws Failure USAGE */
+export function namedClones(
+  config: StandbyConfig,
+  names: readonly string[],
+  all: boolean,
+): CloneConfig[] {
+  if (all && names.length > 0) throw new Failure('USAGE', 'name domains or give --all, not both')
+  const wanted = all ? Object.keys(config.domains) : [...new Set(names)]
+  if (wanted.length === 0) throw new Failure('USAGE', 'name a domain, or give --all')
+  return wanted.map(name => cloneConfig(config, name))
+}
+
+/** @param watch makes the progress bar of one clone */
+export async function pullCommand(
+  config: StandbyConfig,
+  command: PullCommand,
+  log: Log,
+  signal: AbortSignal,
+  watch: (clone: string) => Watcher,
+): Promise<{ results: PullResult[]; exit: number }> {
+  const results: PullResult[] = []
+  for (const clone of namedClones(config, command.domains, command.all)) {
+    if (signal.aborted && results.length > 0) break
+    try {
+      results.push(await pullOne(clone, command, log, signal, watch))
+    } catch (error) {
+      results.push({ clone: clone.name, outcome: 'failed', failure: toFailure(error) })
+    }
+  }
+  const exits = results.map(result => (result.outcome === 'failed' ? result.failure.exit : 0))
+  return { results, exit: worstExit(exits) }
+}
+
+async function pullOne(
+  clone: CloneConfig,
+  { ifDue, adopt, dryRun }: PullCommand,
+  log: Log,
+  signal: AbortSignal,
+  watch: (clone: string) => Watcher,
+): Promise<PullResult> {
+  if (ifDue) {
+    const newest = (await soundGenerations(clone.dir)).at(-1)?.generation
+    const fresh = freshness(newest, clone.rpoMs)
+    if (fresh.ageMs !== undefined && !isDue(fresh, clone.rpoMs))
+      return { clone: clone.name, outcome: 'not-due', ageMs: fresh.ageMs }
+  }
+  if (dryRun)
+    return { clone: clone.name, outcome: 'planned', disks: await planOnly(clone, adopt, signal) }
+  const pulled = await pull(clone, { adopt, signal, log, watcher: watch(clone.name) })
+  return { clone: clone.name, outcome: 'published', pulled }
+}
+
+/** What a pull would read, asked without a session: nothing changes on either host. */
+async function planOnly(
+  clone: CloneConfig,
+  adopt: boolean,
+  signal: AbortSignal,
+): Promise<PlannedDisk[]> {
+  const layout = layoutOf(clone.dir)
+  const state = await readState(layout)
+  checkRole(layout, state)
+  await using gate = await openGate(clone.source)
+  const { hostId } = await greet(gate, clone, state, signal)
+  const described = await gate.call('describe', { domain: clone.domain }, { signal })
+  checkBinding(layout, state.bound, { hostId, domainUuid: described.uuid }, adopt)
+  const { disks } = wantedDisks(clone, described)
+  const sizes = new Map(disks.map(({ target, size }) => [target, size]))
+  const held = (await soundGenerations(clone.dir)).at(-1)?.generation.disks
+  const plan = planPull(
+    disks.map(disk => ({
+      ...disk,
+      size: disk.size ?? held?.find(one => one.target === disk.target)?.size ?? 0,
+    })),
+    held,
+  )
+  return plan.map(({ target, kind, reason }) => {
+    const size = sizes.get(target)
+    return { target, kind, reason, ...(size !== undefined && { size }) }
+  })
+}

@@ -1,0 +1,77 @@
+// One clone's effective settings: built-in < defaults < groups < domains, each value with its origin.
+
+import path from 'node:path'
+import { z } from 'zod'
+import { layered, readConfig, type Effective } from '../../shared/config.ts'
+import { Failure } from '../../shared/failures.ts'
+import { standbySchema, type Source, type StandbyConfig } from './schema.ts'
+
+export const CONFIG_FILE = '/etc/nbd-clone/standby.yaml'
+
+const HOUR = 3_600_000
+const BUILT_IN = { rpo: 24 * HOUR, keep: { last: 3 }, verify: 'readback', stall: 60_000 }
+
+/** Everything a command needs to know about one clone. */
+export interface CloneConfig {
+  /** The key in standby.yaml, and the clone's folder. */
+  readonly name: string
+  readonly dir: string
+  /** libvirt's name of the domain on the source. */
+  readonly domain: string
+  readonly source: Source & { readonly name: string }
+  /** Milliseconds. */
+  readonly rpoMs: number
+  readonly keepLast: number
+  /** Milliseconds without a byte after which the source counts as dead. */
+  readonly stallMs: number
+  readonly excluded: ReadonlySet<string>
+}
+
+const effective = z.object({
+  source: z.string(),
+  domain: z.string(),
+  rpo: z.number(),
+  keep: z.object({ last: z.number() }),
+  verify: z.string(),
+  stall: z.number(),
+  disks: z.record(z.string(), z.object({ exclude: z.boolean().optional() })).default({}),
+})
+
+/** @throws Failure USAGE naming file, line, key and reason */
+export function loadConfig(file: string): StandbyConfig {
+  return readConfig(path.resolve(file), standbySchema)
+}
+
+/** The effective values of a clone and where each comes from. @throws Failure USAGE for a clone that is not configured */
+export function explain(config: StandbyConfig, clone: string): Effective {
+  const own = Object.hasOwn(config.domains, clone) ? config.domains[clone] : undefined
+  if (!own) {
+    const known = Object.keys(config.domains).join(', ') || 'none'
+    throw new Failure('USAGE', `unknown domain ${JSON.stringify(clone)}; configured: ${known}`)
+  }
+  const { group, ...values } = own
+  return layered([
+    { origin: 'built-in', values: { ...BUILT_IN, domain: clone } },
+    { origin: 'defaults', values: config.defaults },
+    ...(group === undefined ? [] : [{ origin: `groups.${group}`, values: config.groups[group] }]),
+    { origin: `domains.${clone}`, values },
+  ])
+}
+
+/** @throws Failure USAGE for a clone that is not configured */
+export function cloneConfig(config: StandbyConfig, clone: string): CloneConfig {
+  const values = effective.parse(explain(config, clone).values)
+  const source = config.sources[values.source]
+  if (!source) throw new Failure('USAGE', `there is no source ${values.source}`)
+  const disks = Object.entries(values.disks)
+  return {
+    name: clone,
+    dir: path.join(config.store, clone),
+    domain: values.domain,
+    source: { ...source, name: values.source },
+    rpoMs: values.rpo,
+    keepLast: values.keep.last,
+    stallMs: values.stall,
+    excluded: new Set(disks.filter(([, disk]) => disk.exclude).map(([target]) => target)),
+  }
+}

@@ -1,0 +1,128 @@
+// The shape of standby.yaml: what may be written, and the cross-checks that one key alone cannot make.
+
+import { z } from 'zod'
+import { isName, NAME_RULE } from '../../shared/names.ts'
+import { duration } from '../../shared/quantities.ts'
+
+const name = z.string().refine(isName, NAME_RULE)
+const absolutePath = z.string().regex(/^\/[^\0]*$/, 'must be an absolute path')
+/** A leading letter, digit or colon, so that it can never be taken for an option of ssh. */
+const host = z
+  .string()
+  .max(255)
+  .regex(/^[A-Za-z0-9:][A-Za-z0-9.:_-]*$/, 'not a host name or address')
+const port = z.number().int().min(1).max(65_535)
+const word = z.string().regex(/^[^\0\n]+$/, 'must be one non-empty word')
+
+const ssh = z.strictObject({
+  user: z
+    .string()
+    .regex(/^[A-Za-z_][A-Za-z0-9_.-]{0,31}$/, 'not a user name')
+    .optional(),
+  port: port.optional(),
+  identity: absolutePath.optional(),
+  options: z
+    .array(z.string().regex(/^[A-Za-z][A-Za-z0-9]*=[^\0\n]+$/, 'an ssh option is Key=value'))
+    .optional(),
+})
+
+export const LOOPBACK = /^(localhost|127(\.\d{1,3}){3}|::1)$/
+
+const source = z
+  .strictObject({
+    transport: z.enum(['unix', 'tcp', 'tls', 'ssh']),
+    socket: absolutePath.default('/run/nbd-clone/nbd.sock'),
+    host: host.optional(),
+    port: port.default(10_809),
+    insecure: z.boolean().default(false),
+    gate: z.enum(['local', 'ssh']).optional(),
+    gateCommand: z.array(word).min(1).default(['clone-server', 'gate']),
+    client: name.optional(),
+    ssh: ssh.optional(),
+  })
+  .superRefine((source, context) => {
+    const complain = (key: string, message: string): void =>
+      context.addIssue({ code: 'custom', path: [key], message })
+    if (source.transport === 'ssh' || source.transport === 'tls')
+      complain(
+        'transport',
+        `transport ${source.transport} is not in this version; use tcp with gate: ssh, or unix`,
+      )
+    if (source.transport === 'tcp' && source.host === undefined)
+      complain('transport', 'transport tcp needs host')
+    if (
+      source.transport === 'tcp' &&
+      source.host !== undefined &&
+      !LOOPBACK.test(source.host) &&
+      !source.insecure
+    )
+      complain(
+        'insecure',
+        'NBD over tcp is unencrypted: set insecure: true to accept that on a network you trust, or use unix',
+      )
+    if (source.gate === 'ssh' && source.host === undefined) complain('gate', 'gate ssh needs host')
+  })
+  .transform(source => ({
+    ...source,
+    gate: source.gate ?? (source.transport === 'unix' ? ('local' as const) : ('ssh' as const)),
+  }))
+export type Source = z.infer<typeof source>
+
+/** What every layer may set: defaults, groups and domains. */
+const settings = {
+  source: name.optional(),
+  rpo: duration.optional(),
+  keep: z
+    .strictObject({
+      last: z.number().int().min(2, 'keep.last is at least 2: the newest, and one to fall back to'),
+    })
+    .optional(),
+  verify: z.enum(['readback']).optional(),
+  stall: duration.optional(),
+}
+const layer = z.strictObject(settings)
+const domain = z.strictObject({
+  ...settings,
+  domain: name.optional(),
+  group: name.optional(),
+  disks: z.record(name, z.strictObject({ exclude: z.boolean().optional() })).optional(),
+})
+
+export const standbySchema = z
+  .strictObject({
+    store: absolutePath.default('/var/lib/nbd-clone/clones'),
+    sources: z.record(name, source).default({}),
+    defaults: layer.default({}),
+    groups: z.record(name, layer).default({}),
+    domains: z.record(name, domain).default({}),
+  })
+  .superRefine((config, context) => {
+    const layers: [string[], { source?: string | undefined }][] = [[['defaults'], config.defaults]]
+    for (const [key, group] of Object.entries(config.groups)) layers.push([['groups', key], group])
+    for (const [key, domain] of Object.entries(config.domains)) {
+      const path = ['domains', key]
+      layers.push([path, domain])
+      if (domain.group !== undefined && !Object.hasOwn(config.groups, domain.group))
+        context.addIssue({
+          code: 'custom',
+          path: [...path, 'group'],
+          message: `there is no group ${domain.group}`,
+        })
+      const group = domain.group === undefined ? undefined : config.groups[domain.group]
+      if ((domain.source ?? group?.source ?? config.defaults.source) === undefined)
+        context.addIssue({ code: 'custom', path, message: 'no source is set' })
+    }
+    for (const [path, { source }] of layers)
+      if (source !== undefined && !Object.hasOwn(config.sources, source))
+        context.addIssue({
+          code: 'custom',
+          path: [...path, 'source'],
+          message: `there is no source ${source}`,
+        })
+  })
+export type StandbyConfig = z.infer<typeof standbySchema>
+
+/** The JSON Schema of standby.yaml, for editors. */
+export function standbyJsonSchema(): object {
+  return z.toJSONSchema(standbySchema, { io: 'input' })
+}

@@ -1,0 +1,83 @@
+// One disk's image and manifest as open files: buffered, and O_DIRECT beside it where the file system allows.
+
+import { constants } from 'node:fs'
+import { open, type FileHandle } from 'node:fs/promises'
+import { Failure } from '../../shared/failures.ts'
+
+/** Descriptors are plain numbers because the worker threads use them; the owner closes them after the workers ended. */
+export interface OpenImage extends AsyncDisposable {
+  readonly file: string
+  readonly fd: number
+  /** The same file past the page cache; undefined where the file system has no O_DIRECT. */
+  readonly direct: number | undefined
+  readonly manifest: number
+  /** fsync of image and manifest. */
+  sync(): Promise<void>
+}
+
+/** Creates a sparse image of `size` bytes and an empty manifest. @throws Failure SPACE or STANDBY_IO with the path */
+export function createImage(file: string, manifestFile: string, size: number): Promise<OpenImage> {
+  return openFiles(file, manifestFile, 'wx+', size)
+}
+
+/** Opens a published image to be checked. @throws Failure STANDBY_IO with the path */
+export function openImage(file: string, manifestFile: string): Promise<OpenImage> {
+  return openFiles(file, manifestFile, 'r')
+}
+
+async function openFiles(
+  file: string,
+  manifestFile: string,
+  flags: 'r' | 'wx+',
+  size?: number,
+): Promise<OpenImage> {
+  const handles: FileHandle[] = []
+  const close = async (): Promise<void> => {
+    for (const handle of handles.splice(0)) await handle.close()
+  }
+  try {
+    const opened = async (name: string, how: string | number): Promise<FileHandle> => {
+      const handle = await open(name, how, 0o600)
+      handles.push(handle)
+      return handle
+    }
+    const image = await opened(file, flags)
+    if (size !== undefined) await image.truncate(size)
+    const access = flags === 'r' ? constants.O_RDONLY : constants.O_RDWR
+    const direct = await opened(file, access | constants.O_DIRECT).catch(() => undefined)
+    const manifest = await opened(manifestFile, flags)
+    return {
+      file,
+      fd: image.fd,
+      direct: direct?.fd,
+      manifest: manifest.fd,
+      async sync() {
+        try {
+          await image.sync()
+          await manifest.sync()
+        } catch (error) {
+          throw storeFailure(file, error)
+        }
+      },
+      [Symbol.asyncDispose]: close,
+    }
+  } catch (error) {
+    await close()
+    throw storeFailure(file, error)
+  }
+}
+
+/** A file system's error as a Failure: SPACE when it is full, else STANDBY_IO; both name the path. */
+export function storeFailure(file: string, error: unknown): Failure {
+  if (error instanceof Failure) return error
+  const { code, message } = error as NodeJS.ErrnoException
+  if (code === 'ENOSPC' || code === 'EDQUOT')
+    return new Failure('SPACE', `${file}: no space left on its file system`, { cause: error })
+  const reason = message
+    .replace(/^[A-Z0-9]+: /, '')
+    .replace(/'.*'$/, '')
+    .replace(/,? \w+ *$/, '')
+  return new Failure('STANDBY_IO', `${file}: ${reason.trim()} (${code ?? 'no errno'})`, {
+    cause: error,
+  })
+}

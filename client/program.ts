@@ -1,0 +1,184 @@
+// The command line of `clone` as yargs knows it: commands, options, examples, exit status. Runs and prints nothing.
+
+import yargs, { type Argv } from 'yargs'
+import { Failure, FAILURES } from '../shared/failures.ts'
+import { LOG_LEVELS, type LogLevel } from '../shared/log.ts'
+import { VERSION } from '../shared/version.ts'
+import { CONFIG_FILE } from './config/effective.ts'
+
+interface Global {
+  readonly config: string
+  readonly json: boolean
+  readonly logLevel: LogLevel
+}
+/** What the user asked for, checked as far as the command line alone can tell. */
+export type Command = Global &
+  (
+    | {
+        readonly name: 'pull'
+        readonly domains: readonly string[]
+        readonly all: boolean
+        readonly ifDue: boolean
+        readonly adopt: boolean
+        readonly dryRun: boolean
+      }
+    | { readonly name: 'status'; readonly domains: readonly string[] }
+    | { readonly name: 'list'; readonly domain: string }
+    | { readonly name: 'verify'; readonly domain: string; readonly generation: string | undefined }
+    | { readonly name: 'prune'; readonly domain: string; readonly dryRun: boolean }
+    | { readonly name: 'config check' }
+    | { readonly name: 'config show'; readonly domain: string | undefined }
+    | { readonly name: 'config schema' }
+  )
+
+/** The table of failures as `--help` shows it. */
+export function exitStatusText(): string {
+  const rows = [
+    { exit: 0, meaning: 'success' },
+    ...Object.values(FAILURES).map(({ exit, meaning }) => ({ exit, meaning })),
+  ]
+  const lines = rows.map(({ exit, meaning }) => `  ${String(exit).padStart(3)}  ${meaning}`)
+  return ['EXIT STATUS', ...lines, '  With several domains, the worst.'].join('\n')
+}
+
+/**
+ * The parser. `parseAsync()` calls `handle` with the command; `getHelp()` and the like work without one.
+ * @throws (from parseAsync) Failure USAGE
+ */
+export function program(
+  argv: readonly string[] = [],
+  handle: (command: Command) => Promise<void> = () => Promise.resolve(),
+): Argv {
+  const domains = (y: Argv, description: string) =>
+    y.positional('domains', { type: 'string', array: true, default: [] as string[], description })
+  const domain = (y: Argv) =>
+    y.positional('domain', {
+      type: 'string',
+      demandOption: true,
+      description: 'a domain of standby.yaml',
+    })
+  const dryRun = {
+    type: 'boolean',
+    default: false,
+    description: 'only say what would be done',
+  } as const
+
+  return yargs([...argv])
+    .scriptName('clone')
+    .usage(
+      '$0 COMMAND [OPTIONS]\n\nPulls verified clones of running libvirt domains onto this standby host.',
+    )
+    .command(
+      'pull [domains..]',
+      'pull domains into their clones',
+      y =>
+        domains(y, 'which domains to pull')
+          .option('all', {
+            type: 'boolean',
+            default: false,
+            description: 'every domain of standby.yaml',
+          })
+          .option('if-due', {
+            type: 'boolean',
+            default: false,
+            description: 'do nothing while the newest generation is younger than half the RPO',
+          })
+          .option('adopt', {
+            type: 'boolean',
+            default: false,
+            description:
+              'bind the clone to this source and domain, although it belonged to another',
+          })
+          .option('dry-run', dryRun),
+      async args => {
+        const { ifDue, all, adopt, dryRun, domains } = args
+        await handle({ name: 'pull', ...global(args), domains, all, ifDue, adopt, dryRun })
+      },
+    )
+    .command(
+      'status [domains..]',
+      'show how old each clone is against its RPO',
+      y => domains(y, 'which domains to show; all when none is named'),
+      args => handle({ name: 'status', ...global(args), domains: args.domains }),
+    )
+    .command('list <domain>', 'list the generations of a clone', domain, args =>
+      handle({ name: 'list', ...global(args), domain: args.domain }),
+    )
+    .command(
+      'verify <domain> [generation]',
+      're-read a generation and name the chunks that differ',
+      y =>
+        domain(y).positional('generation', {
+          type: 'string',
+          description: 'a recovery point or a sequence number; the newest when none is named',
+        }),
+      args => {
+        const { domain, generation } = args
+        return handle({ name: 'verify', ...global(args), domain, generation })
+      },
+    )
+    .command(
+      'prune <domain>',
+      'remove the generations beyond keep.last',
+      y => domain(y).option('dry-run', dryRun),
+      args => handle({ name: 'prune', ...global(args), domain: args.domain, dryRun: args.dryRun }),
+    )
+    .command('config', 'check or show the configuration', y =>
+      y
+        .command('check', 'check standby.yaml', {}, args =>
+          handle({ name: 'config check', ...global(args) }),
+        )
+        .command(
+          'show [domain]',
+          'show effective values and where each comes from',
+          z =>
+            z.positional('domain', {
+              type: 'string',
+              description: 'one domain; all when none is named',
+            }),
+          args => handle({ name: 'config show', ...global(args), domain: args.domain }),
+        )
+        .command('schema', 'print the JSON Schema of standby.yaml, for editors', {}, args =>
+          handle({ name: 'config schema', ...global(args) }),
+        )
+        .demandCommand(1, 'name one of: config check, config show, config schema')
+        .strict(),
+    )
+    .completion('completion', 'print a completion script for bash or zsh')
+    .option('config', {
+      type: 'string',
+      default: CONFIG_FILE,
+      description: 'the configuration file',
+    })
+    .option('json', {
+      type: 'boolean',
+      default: false,
+      description: 'print one JSON object on stdout',
+    })
+    .option('log-level', {
+      choices: LOG_LEVELS,
+      default: 'warn' as const,
+      description: 'what to log on stderr',
+    })
+    .example('$0 pull mydomain', 'pull one domain now')
+    .example('$0 pull --all --if-due', 'from cron: pull what is half an RPO old')
+    .example('$0 status', 'how old is every clone?')
+    .example('$0 verify mydomain', 're-read the newest generation')
+    .example('$0 config show mydomain', 'effective values, and where each comes from')
+    .epilogue(exitStatusText())
+    .demandCommand(1, 'name a command, e.g.: clone status')
+    .strict()
+    .version(VERSION)
+    .help()
+    .wrap(Math.min(100, process.stdout.columns || 100))
+    .exitProcess(false)
+    .fail((message: string | undefined, error: Error | undefined) => {
+      if (error) throw error
+      throw new Failure('USAGE', message ?? 'wrong usage', { remedy: 'see: clone --help' })
+    })
+}
+
+function global(args: { config: string; json: boolean; logLevel: LogLevel } | object): Global {
+  const { config, json, logLevel } = args as Global
+  return { config, json, logLevel }
+}

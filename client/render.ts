@@ -1,0 +1,158 @@
+// What the commands' data looks like on a terminal (tables, sentences) and as the versioned JSON objects of --json.
+
+import Table from 'cli-table3'
+import { describeFailure, type Failure } from '../shared/failures.ts'
+import { formatDuration, formatSize } from '../shared/quantities.ts'
+import type { Shown } from './commands/config.ts'
+import type { Listed } from './commands/list.ts'
+import type { PullResult } from './commands/pull.ts'
+import type { CloneStatus } from './commands/status.ts'
+import type { Verified } from './commands/verify.ts'
+import { offsetOf } from './copy/verify.ts'
+import type { PrunePlan } from './store/prune.ts'
+
+/** Bad chunks that are named one by one on a terminal; --json names them all. */
+const NAMED = 20
+
+function table(head: string[], rows: string[][]): string {
+  const plain = { head: [], border: [] }
+  const chars = { mid: '', 'left-mid': '', 'mid-mid': '', 'right-mid': '', left: '', right: '' }
+  const lines = { top: '', 'top-mid': '', 'top-left': '', 'top-right': '' }
+  const ends = { bottom: '', 'bottom-mid': '', 'bottom-left': '', 'bottom-right': '', middle: '  ' }
+  const made = new Table({
+    head,
+    chars: { ...chars, ...lines, ...ends },
+    style: { ...plain, 'padding-left': 0, 'padding-right': 0, compact: true },
+  })
+  made.push(...rows)
+  return made
+    .toString()
+    .split('\n')
+    .map(line => line.trimEnd())
+    .join('\n')
+}
+
+/** One versioned object; `--json` of every command. */
+export function asJson(command: string, data: object): string {
+  return JSON.stringify({ schema: 1, command, ...data })
+}
+
+export function failureJson(failure: Failure): object {
+  const { code, exit, retry, message, hint } = failure
+  return { code, exit, retry, message, hint }
+}
+
+export function pullJson(results: readonly PullResult[], exit: number): object {
+  return {
+    exit,
+    results: results.map(result =>
+      result.outcome === 'failed'
+        ? { ...result, failure: failureJson(result.failure) }
+        : result.outcome === 'published'
+          ? { clone: result.clone, outcome: result.outcome, ...result.pulled }
+          : result,
+    ),
+  }
+}
+
+export function pullText(result: PullResult): string {
+  const { clone } = result
+  switch (result.outcome) {
+    case 'not-due':
+      return `${clone}: not due, its recovery point is ${formatDuration(result.ageMs)} old`
+    case 'planned':
+      return result.disks
+        .map(({ target, kind, reason, size }) => {
+          const much = size === undefined ? '' : ` ${formatSize(size)},`
+          return `${clone}: would pull ${target},${much} ${kind}: ${reason}`
+        })
+        .join('\n')
+    case 'failed':
+      return describeFailure(`clone: ${clone}`, result.failure)
+    case 'published': {
+      const { recoveryPoint, seq, bytes, seconds, source } = result.pulled
+      const took = (phase: string): string => formatDuration((seconds[phase] ?? 0) * 1000)
+      const after =
+        source === 'merged'
+          ? 'the source is on its bases again'
+          : "the source's session is kept by others"
+      return [
+        `${clone}: generation ${recoveryPoint} (seq ${seq}) published and verified; ${after}`,
+        `  ${formatSize(bytes.read)} read, ${formatSize(bytes.written)} written;` +
+          ` copy ${took('copy')}, verify ${took('verify')}, merge ${took('merge')}`,
+      ].join('\n')
+    }
+  }
+}
+
+export function statusText(clones: readonly CloneStatus[]): string {
+  const rows = clones.map(one => [
+    one.clone,
+    one.freshness.state.toUpperCase(),
+    one.freshness.ageMs === undefined ? '-' : formatDuration(one.freshness.ageMs),
+    formatDuration(one.rpoMs),
+    one.newest?.id ?? '-',
+    one.newest?.consistency ?? '-',
+    String(one.generations),
+    one.lastAttempt?.code ?? one.lastAttempt?.outcome ?? '-',
+  ])
+  const head = ['DOMAIN', 'STATE', 'AGE', 'RPO', 'NEWEST', 'CONSISTENCY', 'KEPT', 'LAST PULL']
+  const notes = clones.flatMap(({ clone, freshness, problems }) =>
+    [...(freshness.reason === undefined ? [] : [freshness.reason]), ...problems].map(
+      note => `${clone}: ${note}`,
+    ),
+  )
+  return [table(head, rows), ...notes].join('\n')
+}
+
+export function listText(generations: readonly Listed[], brokenHistory: readonly number[]): string {
+  const rows = generations.map(({ id, current, claims, generation, broken }) => [
+    generation ? String(generation.seq) : '-',
+    id,
+    generation?.recoveryPoint.consistency ?? 'BROKEN',
+    generation ? generation.disks.map(disk => disk.target).join(' ') : '-',
+    generation ? formatSize(generation.disks.reduce((sum, { size }) => sum + size, 0)) : '-',
+    generation?.verified.at ?? '-',
+    [...(current ? ['current'] : []), ...claims, ...(broken === undefined ? [] : [broken])].join(
+      ' ',
+    ),
+  ])
+  const notes = brokenHistory.map(line => `history.jsonl: line ${line} does not continue the chain`)
+  const head = ['SEQ', 'RECOVERY POINT', 'CONSISTENCY', 'DISKS', 'SIZE', 'VERIFIED', 'NOTES']
+  return [table(head, rows), ...notes].join('\n')
+}
+
+export function verifyText({ clone, id, disks }: Verified): string {
+  return disks
+    .flatMap(({ target, file, size, bad, manifest }) => [
+      ...(manifest === undefined ? [] : [`${clone}: ${manifest}`]),
+      ...bad.slice(0, NAMED).map(one => `${clone}: ${file}: ${offsetOf(one)}: ${one.why}`),
+      ...(bad.length > NAMED
+        ? [`${clone}: ${file}: and ${bad.length - NAMED} more bad chunks`]
+        : []),
+      ...(bad.length === 0 && manifest === undefined
+        ? [`${clone}: ${id}: ${target}: ${formatSize(size)} match the manifest`]
+        : []),
+    ])
+    .join('\n')
+}
+
+export function pruneText(clone: string, plan: PrunePlan, dryRun: boolean): string {
+  const lines = [
+    ...plan.remove.map(
+      ({ id, seq, why }) =>
+        `${clone}: ${dryRun ? 'would remove' : 'removed'} ${id} (seq ${seq}): ${why}`,
+    ),
+    ...plan.spared.map(({ id, seq, why }) => `${clone}: keeps ${id} (seq ${seq}): ${why}`),
+  ]
+  return lines.length === 0 ? `${clone}: nothing to prune` : lines.join('\n')
+}
+
+export function showText(shown: readonly Shown[]): string {
+  return shown
+    .map(({ clone, values }) => {
+      const rows = values.map(({ key, value, origin }) => [key, value, origin])
+      return `${clone}\n${table(['KEY', 'VALUE', 'FROM'], rows)}`
+    })
+    .join('\n\n')
+}

@@ -1,0 +1,225 @@
+// One session on the source as the standby drives it: greet, describe, open, what it froze, release, outcome.
+
+import { setTimeout as sleep } from 'node:timers/promises'
+import { Failure, isFailureCode, toFailure } from '../../shared/failures.ts'
+import { PROTOCOL, type GateResult, type SessionInfo } from '../../shared/gate.ts'
+import { exportName } from '../../shared/names.ts'
+import type { NbdConnection } from '../../shared/nbd/client.ts'
+import { VERSION } from '../../shared/version.ts'
+import type { CloneConfig } from '../config/effective.ts'
+import type { DiskToPull } from '../plan.ts'
+import type { State } from '../store/state.ts'
+import type { Gate } from './gate.ts'
+import { connectDisk } from './nbd.ts'
+
+/** contracts.md. */
+const MAX_DISK = 64 * 1024 ** 4
+const MAX_XML = 4 * 1024 * 1024
+/** How often outcome is asked at most when the source answers at once. */
+const ASK_AGAIN_MS = 500
+/** A round trip that makes the measured clock offset too vague. */
+const SLOW_MS = 200
+/** How long the reason of a lost connection may take to arrive. */
+const ENDED_MS = 1_000
+
+export interface Greeting {
+  readonly hostId: string
+  readonly epoch: number
+  /** The source's clock minus ours, milliseconds. */
+  readonly clockSkewMs: number
+}
+
+/** Versions, clocks and roles. @throws Failure UNSAFE when the source is not one; USAGE for versions that do not match */
+export async function greet(
+  gate: Gate,
+  clone: CloneConfig,
+  { role, epoch }: Pick<State, 'role' | 'epoch'>,
+  signal: AbortSignal,
+): Promise<Greeting> {
+  const ask = async () => {
+    const sent = Date.now()
+    const hello = await gate.call(
+      'hello',
+      {
+        protocol: { min: PROTOCOL, max: PROTOCOL },
+        version: VERSION,
+        clockMs: sent,
+        clone: { name: clone.name, role, epoch },
+      },
+      { signal },
+    )
+    const roundTripMs = Date.now() - sent
+    return { hello, roundTripMs, clockSkewMs: Math.round(hello.clockMs - sent - roundTripMs / 2) }
+  }
+  // The first answer waits for ssh to log in, which says nothing about the clocks.
+  const first = await ask()
+  const { hello, clockSkewMs } = first.roundTripMs > SLOW_MS ? await ask() : first
+  if (hello.protocol !== PROTOCOL)
+    throw new Failure(
+      'USAGE',
+      `source ${clone.source.name} speaks gate protocol ${hello.protocol} (version ${hello.version}), this is ${PROTOCOL} (version ${VERSION})`,
+      { remedy: 'install the same version of nbd-clone on both hosts' },
+    )
+  if (hello.role !== 'source')
+    throw new Failure('UNSAFE', `source ${clone.source.name} says that its role is ${hello.role}`)
+  return { hostId: hello.hostId, epoch: hello.epoch, clockSkewMs }
+}
+
+export interface Wanted {
+  readonly disks: readonly { target: string; size: number | undefined; format: 'raw' | 'qcow2' }[]
+  /** Disks that the generation will not have, and why. The source itself refuses a session for one it cannot freeze. */
+  readonly omitted: readonly { target: string; reason: string }[]
+}
+
+/** What will be pulled of a domain. @throws Failure SOURCE_REFUSED when that is nothing */
+export function wantedDisks(clone: CloneConfig, described: GateResult<'describe'>): Wanted {
+  const reasonOf = (disk: { target: string; exported: boolean; reason?: string | undefined }) =>
+    clone.excluded.has(disk.target)
+      ? 'excluded in standby.yaml'
+      : disk.exported
+        ? undefined
+        : (disk.reason ?? 'not exported by the source')
+  const disks = described.disks
+    .filter(disk => reasonOf(disk) === undefined)
+    .map(({ target, size, format }) => ({ target, size, format: format ?? ('raw' as const) }))
+  const omitted = described.disks.flatMap(disk => {
+    const reason = reasonOf(disk)
+    return reason === undefined ? [] : [{ target: disk.target, reason }]
+  })
+  if (disks.length === 0)
+    throw new Failure(
+      'SOURCE_REFUSED',
+      `domain ${described.domain} has no disk to pull: ${omitted.map(one => `${one.target}: ${one.reason}`).join('; ') || 'none at all'}`,
+    )
+  return { disks, omitted }
+}
+
+/** Connects to one disk; a refusal by NBD, which can only say "denied", gets the source's reason. */
+export async function connectOrExplain(
+  gate: Gate,
+  clone: CloneConfig,
+  target: string,
+  token: string,
+  signal: AbortSignal,
+): Promise<NbdConnection> {
+  try {
+    return await connectDisk(clone, target, token, signal)
+  } catch (error) {
+    signal.throwIfAborted()
+    const failure = toFailure(error)
+    const { refusals } = await gate.call('outcome', { token, waitMs: 0 }, { signal }).catch(() => ({
+      refusals: [],
+    }))
+    const wanted = exportName(clone.domain, target, token)
+    const refusal = refusals.filter(one => one.export === wanted).at(-1) ?? refusals.at(-1)
+    if (!refusal) throw failure
+    const code = isFailureCode(refusal.code) ? refusal.code : 'SOURCE_REFUSED'
+    throw new Failure(
+      code,
+      `source ${clone.source.name} refused disk ${target}: ${refusal.reason}`,
+      {
+        cause: error,
+        remedy: refusal.remedy,
+      },
+    )
+  }
+}
+
+/** A connection lost in the middle mostly means that the session ended; the source knows why. Always throws. */
+export async function explainLoss(
+  gate: Gate,
+  token: string,
+  error: unknown,
+  signal: AbortSignal,
+): Promise<never> {
+  const failure = toFailure(error)
+  if (failure.code !== 'TRANSFER') throw failure
+  // The word that the session ended may still be under way while its connections are gone already.
+  await sleep(ENDED_MS, undefined, { signal }).catch(() => signal.throwIfAborted())
+  const outcome = await gate
+    .call('outcome', { token, waitMs: 0 }, { signal })
+    .catch(() => undefined)
+  if (outcome?.reason === undefined || outcome.state === 'frozen') throw failure
+  const code = isFailureCode(outcome.code) ? outcome.code : 'TRANSFER'
+  throw new Failure(code, `${failure.message}: the session ended: ${outcome.reason}`, {
+    cause: error,
+    remedy: outcome.remedy,
+  })
+}
+
+/** Checks what the session froze against what was connected. @throws Failure TRANSFER or SOURCE_REFUSED */
+export function checkSession(
+  info: SessionInfo,
+  uuid: string,
+  connections: ReadonlyMap<string, NbdConnection>,
+): DiskToPull[] {
+  if (info.uuid !== uuid)
+    throw new Failure('TRANSFER', `the session is of domain ${info.uuid}, not ${uuid}`)
+  for (const xml of [info.inactiveXml, info.liveXml])
+    if (Buffer.byteLength(xml) > MAX_XML)
+      throw new Failure('SOURCE_REFUSED', 'the domain XML is over 4 MiB')
+  return [...connections].map(([target, connection]) => {
+    const disk = info.disks.find(one => one.target === target)
+    if (!disk) throw new Failure('TRANSFER', `the session does not know disk ${target}`)
+    if (disk.size !== connection.size)
+      throw new Failure(
+        'TRANSFER',
+        `disk ${target} has ${disk.size} bytes by the gate, but ${connection.size} by NBD`,
+      )
+    if (disk.size > MAX_DISK) throw new Failure('SOURCE_REFUSED', `disk ${target} is over 64 TiB`)
+    return disk
+  })
+}
+
+/**
+ * Ends the session as a success. Only this proves that all that was read is one recovery point.
+ * @throws Failure TRANSFER, or the source's own code, when the session was over before
+ */
+export async function release(
+  gate: Gate,
+  token: string,
+  recoveryPoint: string,
+  signal: AbortSignal,
+): Promise<void> {
+  try {
+    const info = await gate.call('session.info', { token }, { signal })
+    const released = await gate.call('session.release', { token }, { signal })
+    for (const id of [info.recoveryPoint.id, released.recoveryPoint])
+      if (id !== recoveryPoint)
+        throw new Failure('TRANSFER', `the session changed from ${recoveryPoint} to ${id}`)
+  } catch (error) {
+    signal.throwIfAborted()
+    const failure = toFailure(error)
+    throw new Failure(
+      'TRANSFER',
+      `nothing is published, because the session could not be released as one recovery point: ${failure.message}`,
+      { cause: error, remedy: failure.remedy },
+    )
+  }
+}
+
+/**
+ * Waits until the source is on its bases again, or others still use the session (`kept`).
+ * @throws Failure MERGE_FAILED, or the source's own code; SOURCE_UNREACHABLE when the gate is lost meanwhile
+ */
+export async function mergeOutcome(
+  gate: Gate,
+  token: string,
+  signal: AbortSignal,
+): Promise<'merged' | 'kept'> {
+  for (;;) {
+    const outcome = await gate.call('outcome', { token, waitMs: 30_000 }, { signal })
+    if (outcome.state === 'merged' || outcome.state === 'kept') return outcome.state
+    if (outcome.state === 'failed') {
+      const code = isFailureCode(outcome.code) ? outcome.code : 'MERGE_FAILED'
+      throw new Failure(
+        code,
+        `the source could not merge: ${outcome.reason ?? 'no reason given'}`,
+        {
+          remedy: outcome.remedy,
+        },
+      )
+    }
+    await sleep(ASK_AGAIN_MS, undefined, { signal }).catch(() => signal.throwIfAborted())
+  }
+}

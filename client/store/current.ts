@@ -1,0 +1,36 @@
+// `current`: a symlink derived from state.json, repaired whenever a crash fell between the two.
+
+import { readlink, rename, rm, symlink } from 'node:fs/promises'
+import path from 'node:path'
+import { fsyncPath } from '../../shared/host/durable.ts'
+import type { Sound } from './generation.ts'
+import type { Layout } from './layout.ts'
+import type { State } from './state.ts'
+
+/** The generation that `current` must show. @param sound oldest first */
+export function selectedGeneration(state: State, sound: readonly Sound[]): Sound | undefined {
+  return state.selected === 'newest'
+    ? sound.at(-1)
+    : sound.find(({ generation }) => generation.seq === state.selected)
+}
+
+/** Makes `current` show the selected generation, durably; without one it is absent. */
+export async function repairCurrent(
+  layout: Layout,
+  state: State,
+  sound: readonly Sound[],
+): Promise<void> {
+  const selected = selectedGeneration(state, sound)
+  const wanted = selected && path.join('generations', selected.id)
+  const present = await readlink(layout.current).catch(() => undefined)
+  if (present === wanted) return
+  if (wanted === undefined) {
+    await rm(layout.current, { force: true })
+  } else {
+    const beside = `${layout.current}.new`
+    await rm(beside, { force: true })
+    await symlink(wanted, beside)
+    await rename(beside, layout.current)
+  }
+  await fsyncPath(layout.dir)
+}

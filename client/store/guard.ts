@@ -1,0 +1,75 @@
+// May this clone be written? Its lock, its role, whose clone it is, and whether anybody uses its images.
+
+import { statfs } from 'node:fs/promises'
+import { Failure } from '../../shared/failures.ts'
+import { tryLock } from '../../shared/host/lock.ts'
+import { formatSize } from '../../shared/quantities.ts'
+import { imagesOf, type Sound } from './generation.ts'
+import type { Layout } from './layout.ts'
+import type { State } from './state.ts'
+import { usersOf } from './users.ts'
+
+/** Locks a clone for one command. @returns a function that frees it. @throws Failure LOCKED naming the holder */
+export function lockClone(layout: Layout, command: string): () => void {
+  const lock = tryLock(layout.lock, `process ${process.pid} (clone ${command})`)
+  if (typeof lock === 'function') return lock
+  throw new Failure('LOCKED', `${layout.dir} is locked by ${lock.heldBy}`)
+}
+
+/** @throws Failure UNSAFE in any role but standby */
+export function checkRole(layout: Layout, state: State): void {
+  if (state.role !== 'standby')
+    throw new Failure(
+      'UNSAFE',
+      `${layout.dir} has the role ${state.role}, so nothing is pulled into it`,
+    )
+}
+
+/** @throws Failure UNSAFE when the clone belongs to another host's domain, unless it is adopted */
+export function checkBinding(
+  layout: Layout,
+  bound: State['bound'],
+  source: { hostId: string; domainUuid: string },
+  adopt: boolean,
+): void {
+  if (!bound || adopt) return
+  if (bound.hostId === source.hostId && bound.domainUuid === source.domainUuid) return
+  const other = bound.hostId === source.hostId ? 'another domain of' : 'another source than'
+  throw new Failure(
+    'UNSAFE',
+    `${layout.dir} belongs to domain ${bound.domainUuid} of host ${bound.hostId}, ${other} host ${source.hostId} with domain ${source.domainUuid}`,
+    {
+      remedy:
+        'check source and domain in standby.yaml; to give it to this domain: clone pull --adopt',
+    },
+  )
+}
+
+/** @throws Failure UNSAFE naming who uses an image of any generation */
+export async function checkUnused(layout: Layout, sound: readonly Sound[]): Promise<void> {
+  const [user] = await usersOf(sound.flatMap(imagesOf))
+  if (user !== undefined)
+    throw new Failure('UNSAFE', `the clone ${layout.dir} is in use: ${user}`, {
+      remedy: 'end that use first; a copy of the images can be used freely',
+    })
+}
+
+/** Free bytes that a pull wants beyond what it knows it will write. */
+const RESERVE = 64 * 1024 * 1024
+
+/**
+ * Refuses a pull that cannot fit. What a disk will take is unknown before it is read, because holes take nothing: a disk
+ * counts with what its newest copy takes on disk, an unknown one with nothing, plus 64 MiB for all. A pull that runs out
+ * of space later fails cleanly.
+ * @param known bytes that the newest generation's images occupy. @throws Failure SPACE
+ */
+export async function checkSpace(layout: Layout, known: number): Promise<void> {
+  const { bavail, bsize } = await statfs(layout.dir)
+  const free = bavail * bsize
+  const needed = known + RESERVE
+  if (free < needed)
+    throw new Failure(
+      'SPACE',
+      `${layout.dir}: ${formatSize(free)} free, but a pull needs about ${formatSize(needed)}`,
+    )
+}

@@ -1,0 +1,51 @@
+// The commit of a generation: everything fsynced, then one rename from staging/ to generations/.
+
+import { mkdir, rename, rm, writeFile } from 'node:fs/promises'
+import path from 'node:path'
+import type { SessionInfo } from '../../shared/gate.ts'
+import { fsyncPath, writeDurably } from '../../shared/host/durable.ts'
+import { generationSchema, type Generation } from './generation.ts'
+import { recoveryPointsIn, type Layout } from './layout.ts'
+
+/** A fresh folder for one recovery point. */
+export async function makeStaging(layout: Layout, id: string): Promise<string> {
+  const dir = path.join(layout.staging, id)
+  await mkdir(dir, { mode: 0o700 })
+  return dir
+}
+
+/** Removes what a dead run, or a prune cut short, left in staging/. Only under the clone's lock. @returns what it removed */
+export async function removeLeftovers(layout: Layout): Promise<string[]> {
+  const left = await recoveryPointsIn(layout.staging)
+  for (const id of left) await rm(path.join(layout.staging, id), { recursive: true, force: true })
+  return left
+}
+
+/** Writes the definitions beside the images: domain.xml, and live.xml and nvram.fd when there are any. */
+export async function writeDefinitions(dir: string, info: SessionInfo): Promise<void> {
+  const write = async (name: string, content: string | Buffer): Promise<void> => {
+    const file = path.join(dir, name)
+    await writeFile(file, content, { mode: 0o600 })
+    await fsyncPath(file)
+  }
+  await write('domain.xml', info.inactiveXml)
+  if (info.liveXml !== '') await write('live.xml', info.liveXml)
+  if (info.nvram !== null) await write('nvram.fd', Buffer.from(info.nvram, 'base64'))
+}
+
+/**
+ * Publishes staging/<id>, whose images and manifests are fsynced already. When this returns the generation exists, also
+ * after a power cut; when it throws before the rename, it does not. @returns its folder
+ */
+export async function publish(layout: Layout, generation: Generation): Promise<string> {
+  const { id } = generation.recoveryPoint
+  const staged = path.join(layout.staging, id)
+  const published = path.join(layout.generations, id)
+  const text = JSON.stringify(generationSchema.parse(generation), undefined, 2)
+  await writeDurably(path.join(staged, 'generation.json'), `${text}\n`, 0o600)
+  await fsyncPath(staged)
+  await rename(staged, published)
+  await fsyncPath(layout.generations)
+  await fsyncPath(layout.staging)
+  return published
+}

@@ -1,0 +1,162 @@
+// standby.yaml: what it accepts, what each mistake is told, and what an effective value says of its origin.
+
+import t from 'tap'
+import { readFileSync } from 'node:fs'
+import { configCheck, configShow } from '../client/commands/config.ts'
+import { cloneConfig } from '../client/config/effective.ts'
+import { standbyJsonSchema, standbySchema, type StandbyConfig } from '../client/config/schema.ts'
+import { gateCommand } from '../client/source/gate-command.ts'
+import { nbdAddress } from '../client/source/nbd.ts'
+import { parseConfig } from '../shared/config.ts'
+import { Failure } from '../shared/failures.ts'
+
+const parse = (text: string): StandbyConfig => parseConfig('standby.yaml', text, standbySchema)
+const ALPHA = 'sources: { alpha: { transport: unix } }\n'
+
+const MISTAKES: [what: string, text: string, says: RegExp][] = [
+  ['an unknown key', 'stor: /x\n', /standby\.yaml:1: stor: unknown key/],
+  [
+    'an unknown key of a domain',
+    `${ALPHA}domains:\n  web: { source: alpha, rop: 4h }\n`,
+    /:3: domains\.web\.rop: unknown key/,
+  ],
+  ['a bare number as duration', 'defaults: { rpo: 4 }\n', /:1: defaults\.rpo: /],
+  [
+    'keep.last under 2',
+    'defaults: { keep: { last: 1 } }\n',
+    /keep\.last: keep\.last is at least 2/,
+  ],
+  [
+    'a source that is not there',
+    `${ALPHA}domains: { web: { source: beta } }\n`,
+    /there is no source beta/,
+  ],
+  [
+    'a group that is not there',
+    `${ALPHA}domains: { web: { source: alpha, group: db } }\n`,
+    /there is no group db/,
+  ],
+  ['no source at all', `${ALPHA}domains: { web: {} }\n`, /domains\.web: no source is set/],
+  [
+    'a name that could leave the store',
+    `${ALPHA}domains: { ../web: { source: alpha } }\n`,
+    /a name is 1 to 100/,
+  ],
+  [
+    'transport ssh',
+    'sources: { a: { transport: ssh, host: b } }\n',
+    /transport ssh is not in this version; use tcp with gate: ssh, or unix/,
+  ],
+  [
+    'transport tls',
+    'sources: { a: { transport: tls, host: b } }\n',
+    /transport tls is not in this version/,
+  ],
+  ['tcp without host', 'sources: { a: { transport: tcp } }\n', /transport tcp needs host/],
+  [
+    'tcp off loopback without insecure',
+    'sources: { a: { transport: tcp, host: b } }\n',
+    /NBD over tcp is unencrypted: set insecure: true/,
+  ],
+  [
+    'gate ssh without host',
+    'sources: { a: { transport: unix, gate: ssh } }\n',
+    /gate ssh needs host/,
+  ],
+  [
+    'a host that ssh would take for an option',
+    'sources: { a: { transport: tcp, host: -oProxyCommand=x, insecure: true } }\n',
+    /not a host name/,
+  ],
+  [
+    'a user that ssh would take for an option',
+    'sources: { a: { transport: tcp, host: b, insecure: true, ssh: { user: -lroot } } }\n',
+    /not a user name/,
+  ],
+  ['a relative store', 'store: clones\n', /must be an absolute path/],
+]
+
+for (const [what, text, says] of MISTAKES)
+  t.test(`${what} is refused with file, line, key and reason`, t => {
+    t.throws(() => parse(text), { code: 'USAGE', message: says })
+    t.end()
+  })
+
+t.test('the example parses, and every domain of it resolves', t => {
+  const file = new URL('../examples/standby.yaml', import.meta.url)
+  const config = parse(readFileSync(file, 'utf8'))
+  t.strictSame(configCheck(config), ['mydomain', 'orders', 'web-local'])
+  t.end()
+})
+
+t.test('a value comes from the last layer that sets it, and says which', t => {
+  const config = parse(
+    `${ALPHA}defaults: { rpo: 12h, source: alpha }\ngroups: { db: { keep: { last: 5 } } }\n` +
+      `domains: { web: { group: db, rpo: 4h, domain: www, disks: { vdb: { exclude: true } } } }\n`,
+  )
+  const clone = cloneConfig(config, 'web')
+  t.match(clone, { name: 'web', domain: 'www', rpoMs: 4 * 3_600_000, keepLast: 5, stallMs: 60_000 })
+  t.equal(clone.dir, '/var/lib/nbd-clone/clones/web')
+  t.strictSame([...clone.excluded], ['vdb'])
+  const [shown] = configShow(config, 'web')
+  const from = (key: string) => shown?.values.find(value => value.key === key)?.origin
+  t.equal(from('rpo'), 'domains.web')
+  t.equal(from('keep.last'), 'groups.db')
+  t.equal(from('source'), 'defaults')
+  t.equal(from('stall'), 'built-in')
+  t.equal(from('source.socket'), 'sources.alpha')
+  t.end()
+})
+
+t.test('a domain that is not configured is named, with those that are', t => {
+  const config = parse(`${ALPHA}domains: { web: { source: alpha } }\n`)
+  t.throws(
+    () => cloneConfig(config, 'wbe'),
+    new Failure('USAGE', 'unknown domain "wbe"; configured: web'),
+  )
+  t.throws(() => cloneConfig(config, 'constructor'), { code: 'USAGE' })
+  t.end()
+})
+
+t.test(
+  'the gate is an argument array, and over ssh every word is quoted for the remote shell',
+  t => {
+    const config = parse(
+      `sources:\n  here: { transport: unix, client: s1 }\n` +
+        `  there: { transport: tcp, host: a.example, insecure: true, gateCommand: [sh, -c, "echo 'x'; y"], ssh: { user: nbd, port: 2222, identity: /k, options: ['StrictHostKeyChecking=yes'] } }\n` +
+        `domains: { web: { source: here }, db: { source: there } }\n`,
+    )
+    t.strictSame(gateCommand(cloneConfig(config, 'web').source), [
+      'clone-server',
+      'gate',
+      '--client',
+      's1',
+    ])
+    const words = gateCommand(cloneConfig(config, 'db').source)
+    t.strictSame(words.slice(0, 4), ['ssh', '-T', '-o', 'StrictHostKeyChecking=yes'])
+    t.ok(words.includes('BatchMode=yes'))
+    t.strictSame(words.slice(-11), [
+      '-p',
+      '2222',
+      '-l',
+      'nbd',
+      '-i',
+      '/k',
+      '--',
+      'a.example',
+      'sh',
+      '-c',
+      `'echo '\\''x'\\''; y'`,
+    ])
+    t.strictSame(nbdAddress(cloneConfig(config, 'db').source), { host: 'a.example', port: 10_809 })
+    t.strictSame(nbdAddress(cloneConfig(config, 'web').source), { path: '/run/nbd-clone/nbd.sock' })
+  },
+)
+
+t.test('the JSON Schema describes what is written, not what it becomes', t => {
+  t.match(standbyJsonSchema(), {
+    properties: { defaults: { properties: { rpo: { type: 'string' } } } },
+    additionalProperties: false,
+  })
+  t.end()
+})

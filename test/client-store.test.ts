@@ -1,0 +1,391 @@
+// What a clone is on disk: plan and manifest, the order of a publish, crash points, retention, history, who may write.
+
+import t from 'tap'
+import { execFileSync, spawn, spawnSync } from 'node:child_process'
+import { createHash, randomBytes } from 'node:crypto'
+import { closeSync, openSync, readFileSync, truncateSync, writeFileSync, writeSync } from 'node:fs'
+import { mkdir, mkdtemp, readdir, readlink, rename, rm, symlink, writeFile } from 'node:fs/promises'
+import { once } from 'node:events'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { createImage, openImage } from '../client/copy/image.ts'
+import { openPool } from '../client/copy/pool.ts'
+import { verify } from '../client/copy/verify.ts'
+import { freshness, isDue } from '../client/freshness.ts'
+import { CHUNK_SIZE, planPull } from '../client/plan.ts'
+import { repairCurrent } from '../client/store/current.ts'
+import { listGenerations, soundGenerations, type Generation } from '../client/store/generation.ts'
+import { checkBinding, checkRole, checkUnused, lockClone } from '../client/store/guard.ts'
+import { appendHistory, brokenLinks } from '../client/store/history.ts'
+import { layoutOf, makeFolders, type Layout } from '../client/store/layout.ts'
+import { LINE, manifestDigest, readDigests, writeDigests } from '../client/store/manifest.ts'
+import { planPrune, prune } from '../client/store/prune.ts'
+import { makeStaging, publish, removeLeftovers } from '../client/store/publish.ts'
+import { readState, writeState, type State } from '../client/store/state.ts'
+
+const never = new AbortController().signal
+const NO_PROGRESS = (): void => undefined
+
+async function emptyClone(t: Tap): Promise<Layout> {
+  const dir = await mkdtemp(path.join(tmpdir(), 'nbd-clone-test-'))
+  t.teardown(() => rm(dir, { recursive: true, force: true }))
+  const layout = layoutOf(path.join(dir, 'store', 'mydomain'))
+  await makeFolders(layout)
+  return layout
+}
+interface Tap {
+  teardown(fn: () => unknown): unknown
+}
+
+const HOST = '6b0f2d7e-3b57-4c83-9e0c-2f1f0f4b6a01'
+const UUID = '0d3b9a52-7a0e-4a53-8f4e-6f0d6b2b7c11'
+const idOf = (seq: number): string => `20261120T03000${seq}Z-00a${seq}`
+
+function generationOf(seq: number): Generation {
+  return {
+    schema: 1,
+    seq,
+    domain: 'mydomain',
+    source: { hostId: HOST, domainUuid: UUID, epoch: 0 },
+    recoveryPoint: {
+      id: idOf(seq),
+      instant: '2026-11-20T03:00:00.000Z',
+      consistency: 'quiesced',
+      clockSkewMs: 0,
+    },
+    chunkSize: CHUNK_SIZE,
+    disks: [{ target: 'vda', format: 'raw', size: 4, digest: 'a'.repeat(64), layers: [] }],
+    omitted: [],
+    definition: { inactive: 'domain.xml', live: null },
+    nvram: null,
+    networks: [],
+    pools: [],
+    host: { libvirt: '9', qemu: '7', arch: 'x86_64', machine: 'q35', cpu: 'x' },
+    verified: { level: 'all', at: '2026-11-20T03:01:00.000Z' },
+  }
+}
+
+async function publishOne(layout: Layout, seq: number): Promise<string> {
+  const staging = await makeStaging(layout, idOf(seq))
+  await writeFile(path.join(staging, 'vda.raw'), 'data')
+  return publish(layout, generationOf(seq))
+}
+
+async function stateOf(layout: Layout, change: Partial<State>): Promise<State> {
+  const state = { ...(await readState(layout)), ...change }
+  await writeState(layout, state)
+  return state
+}
+
+t.test('a plan says full and why, for each disk', t => {
+  const vda = { target: 'vda', format: 'raw', size: 3 * CHUNK_SIZE + 1 } as const
+  const TABLE: [held: { target: string; size: number }[] | undefined, reason: string][] = [
+    [undefined, 'first pull'],
+    [[], 'the disk is new'],
+    [[{ target: 'vdb', size: vda.size }], 'the disk is new'],
+    [[{ target: 'vda', size: 512 }], 'its size was 512 bytes'],
+    [[{ target: 'vda', size: vda.size }], 'this version copies in full'],
+  ]
+  for (const [held, reason] of TABLE)
+    t.strictSame(planPull([vda], held), [{ ...vda, kind: 'full', reason, chunks: 4 }], reason)
+  t.equal(planPull([{ ...vda, size: 0 }], undefined)[0]?.chunks, 0)
+  t.end()
+})
+
+t.test('manifest and plan of a 1 TiB disk take less than 100 MB', async t => {
+  const layout = await emptyClone(t)
+  const script = `
+    const { planPull } = await import('./client/plan.ts')
+    const { writeDigests, manifestDigest } = await import('./client/store/manifest.ts')
+    const { openSync } = await import('node:fs')
+    const before = process.memoryUsage().rss
+    let most = before
+    const [plan] = planPull([{ target: 'vda', format: 'raw', size: 1024 ** 4 }], undefined)
+    const fd = openSync(process.argv[1], 'w')
+    const digests = Array(1024).fill('ab'.repeat(32))
+    for (let chunk = 0; chunk < plan.chunks; chunk += 1024) {
+      writeDigests(fd, chunk, digests)
+      most = Math.max(most, process.memoryUsage().rss)
+    }
+    await manifestDigest(process.argv[1], plan.chunks)
+    most = Math.max(most, process.memoryUsage().rss)
+    console.log(JSON.stringify({ chunks: plan.chunks, grown: most - before }))`
+  const file = path.join(layout.dir, 'manifest')
+  const args = ['--input-type=module', '-e', script, file]
+  const { chunks, grown } = JSON.parse(
+    execFileSync(process.execPath, [...process.execArgv, ...args], { encoding: 'utf8' }),
+  ) as { chunks: number; grown: number }
+  t.equal(chunks, 1024 * 1024)
+  t.ok(grown < 100e6, `${grown} bytes`)
+})
+
+t.test('a manifest line is found by its number, and a damaged one is no digest', async t => {
+  const layout = await emptyClone(t)
+  const file = path.join(layout.dir, 'vda.manifest')
+  const fd = openSync(file, 'w+')
+  t.teardown(() => closeSync(fd))
+  writeDigests(fd, 2, ['c'.repeat(64)])
+  writeDigests(fd, 0, ['a'.repeat(64), 'b'.repeat(64)])
+  t.strictSame(readDigests(fd, 1, 3), ['b'.repeat(64), 'c'.repeat(64), ''])
+  const whole = readFileSync(file)
+  t.equal(whole.length, 3 * LINE)
+  t.equal(await manifestDigest(file, 3), createHash('sha256').update(whole).digest('hex'))
+  await t.rejects(manifestDigest(file, 4), { code: 'INTEGRITY' })
+  writeSync(fd, 'X', 0)
+  t.equal(readDigests(fd, 0, 1)[0], '')
+})
+
+t.test('verify names exactly the chunks that differ, are missing or have no digest', async t => {
+  const layout = await emptyClone(t)
+  const size = 40 * CHUNK_SIZE + 777
+  const content = Buffer.concat([
+    randomBytes(10 * CHUNK_SIZE),
+    Buffer.alloc(30 * CHUNK_SIZE),
+    randomBytes(777),
+  ])
+  const [file, manifest] = [path.join(layout.dir, 'a.raw'), path.join(layout.dir, 'a.manifest')]
+  writeFileSync(file, content)
+  execFileSync('sh', ['-c', `split -b 1M --filter='sha256sum | cut -c1-64' ${file} > ${manifest}`])
+  await using pool = openPool()
+  const check = async () => {
+    await using image = await openImage(file, manifest)
+    return await verify(image, size, pool, never, NO_PROGRESS)
+  }
+  t.strictSame(await check(), [], 'what coreutils made is good')
+
+  const image = openSync(file, 'r+')
+  for (const chunk of [3, 17]) writeSync(image, 'x', chunk * CHUNK_SIZE + 5)
+  closeSync(image)
+  const lines = openSync(manifest, 'r+')
+  writeSync(lines, '-', 20 * LINE)
+  closeSync(lines)
+  truncateSync(file, size - 1)
+  t.strictSame(await check(), [
+    { chunk: 3, why: 'differs' },
+    { chunk: 17, why: 'differs' },
+    { chunk: 20, why: 'no digest' },
+    { chunk: 40, why: 'unreadable' },
+  ])
+})
+
+t.test('a new image is as large as its disk, and takes no space', async t => {
+  const layout = await emptyClone(t)
+  const file = path.join(layout.dir, 'a.raw')
+  await using image = await createImage(file, `${file}.manifest`, 10 * CHUNK_SIZE)
+  t.equal(image.file, file)
+  const [size, blocks] = execFileSync('stat', ['-c', '%s %b', file], { encoding: 'utf8' }).split(
+    ' ',
+  )
+  t.strictSame([Number(size), Number(blocks)], [10 * CHUNK_SIZE, 0])
+  await t.rejects(createImage(file, `${file}.manifest`, 1), { code: 'STANDBY_IO', message: file })
+})
+
+t.test('a publish leaves one generation, an empty staging and current on it', async t => {
+  const layout = await emptyClone(t)
+  const state = await readState(layout)
+  t.equal(await publishOne(layout, 1), path.join(layout.generations, idOf(1)))
+  await repairCurrent(layout, state, await soundGenerations(layout.dir))
+  t.strictSame(await readdir(layout.staging), [])
+  t.equal(await readlink(layout.current), `generations/${idOf(1)}`)
+  t.strictSame((await listGenerations(layout.dir))[0]?.generation, generationOf(1))
+})
+
+t.test('a crash before the rename leaves a leftover that the next run removes', async t => {
+  const layout = await emptyClone(t)
+  await publishOne(layout, 1)
+  const staging = await makeStaging(layout, idOf(2))
+  await writeFile(path.join(staging, 'vda.raw'), 'half')
+  t.strictSame(
+    (await listGenerations(layout.dir)).map(({ id }) => id),
+    [idOf(1)],
+  )
+  t.strictSame(await removeLeftovers(layout), [idOf(2)])
+  t.strictSame(await readdir(layout.staging), [])
+})
+
+t.test('a crash after the rename leaves current missing or old, which is repaired', async t => {
+  const layout = await emptyClone(t)
+  const state = await readState(layout)
+  await publishOne(layout, 1)
+  await repairCurrent(layout, state, await soundGenerations(layout.dir))
+  await publishOne(layout, 2)
+  await symlink('generations/nowhere', `${layout.current}.new`)
+  await repairCurrent(layout, state, await soundGenerations(layout.dir))
+  t.equal(await readlink(layout.current), `generations/${idOf(2)}`)
+  await rm(layout.current)
+  await repairCurrent(layout, { ...state, selected: 1 }, await soundGenerations(layout.dir))
+  t.equal(await readlink(layout.current), `generations/${idOf(1)}`)
+})
+
+t.test('a broken generation.json is named, and the others are listed', async t => {
+  const layout = await emptyClone(t)
+  await publishOne(layout, 1)
+  await publishOne(layout, 2)
+  const file = path.join(layout.generations, idOf(2), 'generation.json')
+  for (const text of ['{', '{}', JSON.stringify(generationOf(3))]) {
+    await writeFile(file, text)
+    const found = await listGenerations(layout.dir)
+    t.strictSame(
+      found.map(({ id }) => id),
+      [idOf(1), idOf(2)],
+    )
+    t.match(found[1]?.broken, file)
+  }
+})
+
+t.test('retention spares what is held, and nothing among the newest', t => {
+  const candidate = (seq: number, hold?: string) => ({ id: idOf(seq), seq, hold })
+  const all = [candidate(1), candidate(2, 'claimed: test'), candidate(3), candidate(4)]
+  const seqs = (list: readonly { seq: number }[]) => list.map(({ seq }) => seq)
+  t.strictSame(seqs(planPrune(all, 2).remove), [1])
+  t.strictSame(planPrune(all, 2).spared, [{ id: idOf(2), seq: 2, why: 'claimed: test' }])
+  t.strictSame(seqs(planPrune(all, 9).remove), [])
+  t.strictSame(seqs(planPrune(all, 0).remove), [1, 3], 'the newest stays whatever keep says')
+  t.strictSame(planPrune([], 2), { remove: [], spared: [] })
+  t.end()
+})
+
+t.test('prune removes the oldest, never a claimed, selected or open one', async t => {
+  const layout = await emptyClone(t)
+  for (const seq of [1, 2, 3, 4, 5, 6]) await publishOne(layout, seq)
+  await mkdir(path.join(layout.generations, idOf(1), 'claims'))
+  await writeFile(path.join(layout.generations, idOf(1), 'claims', 'test-boot'), '')
+  const image = path.join(layout.generations, idOf(2), 'vda.raw')
+  const holder = spawn('sleep', ['100'], { stdio: [openSync(image, 'r'), 'ignore', 'ignore'] })
+  t.teardown(() => holder.kill('SIGKILL'))
+  const state = await stateOf(layout, { selected: 3 })
+  const would = await prune(layout, state, 2, true)
+  t.equal((await listGenerations(layout.dir)).length, 6, 'a dry run removes nothing')
+  const plan = await prune(layout, state, 2)
+  t.strictSame(plan, would)
+  t.strictSame(
+    plan.remove.map(({ seq }) => seq),
+    [4],
+  )
+  t.match(
+    plan.spared.map(({ why }) => why),
+    [/claimed: test-boot/, /in use: process .*sleep/, 'selected'],
+  )
+  const left = (await soundGenerations(layout.dir)).map(({ generation }) => generation.seq)
+  t.strictSame(left, [1, 2, 3, 5, 6])
+  t.strictSame(await readdir(layout.staging), [])
+})
+
+t.test('history is a chain: an edited, removed or torn line shows', async t => {
+  const layout = await emptyClone(t)
+  const line = {
+    schema: 1,
+    began: '',
+    ended: '',
+    outcome: 'failed',
+    bytes: { read: 0, written: 0 },
+    seconds: {},
+  } as const
+  for (let i = 0; i < 4; i++) await appendHistory(layout, { ...line, seq: i })
+  t.strictSame(await brokenLinks(layout), [])
+  const text = readFileSync(layout.history, 'utf8')
+  writeFileSync(layout.history, text.replace('"seq":1', '"seq":9'))
+  t.strictSame(await brokenLinks(layout), [3])
+  const lines = text.split('\n')
+  writeFileSync(layout.history, [lines[0], ...lines.slice(2)].join('\n'))
+  t.strictSame(await brokenLinks(layout), [2])
+  writeFileSync(layout.history, text.slice(0, -20))
+  await appendHistory(layout, line)
+  t.strictSame(await brokenLinks(layout), [4], 'the torn line itself; the next one chains over it')
+})
+
+t.test('a state that cannot be understood is refused, because it hides the role', async t => {
+  const layout = await emptyClone(t)
+  t.match(await readState(layout), { role: 'standby', epoch: 0, bound: null })
+  await writeFile(layout.state, '{"role":')
+  await t.rejects(readState(layout), { code: 'UNSAFE', message: layout.state })
+  const state = { role: 'failed-over' } as State
+  t.throws(() => checkRole(layout, state), { code: 'UNSAFE', message: /role failed-over/ })
+})
+
+t.test('a clone of another host or domain is refused, unless adopted', async t => {
+  const layout = await emptyClone(t)
+  const mine = { hostId: HOST, domainUuid: UUID }
+  const other = { hostId: HOST, domainUuid: HOST }
+  checkBinding(layout, null, mine, false)
+  checkBinding(layout, mine, mine, false)
+  checkBinding(layout, other, mine, true)
+  t.throws(() => checkBinding(layout, other, mine, false), {
+    code: 'UNSAFE',
+    message: /belongs to domain/,
+  })
+})
+
+t.test(
+  'a clone whose image a process or a loop device uses is refused, naming the user',
+  async t => {
+    const layout = await emptyClone(t)
+    const dir = await publishOne(layout, 1)
+    const image = path.join(dir, 'vda.raw')
+    const sound = await soundGenerations(layout.dir)
+    await checkUnused(layout, sound)
+    const holder = spawn('sleep', ['100'], { stdio: [openSync(image, 'r'), 'ignore', 'ignore'] })
+    await t.rejects(checkUnused(layout, sound), {
+      code: 'UNSAFE',
+      message: /process \d+ \(sleep\)/,
+    })
+    holder.kill('SIGKILL')
+    await once(holder, 'exit')
+    await checkUnused(layout, sound)
+
+    truncateSync(image, CHUNK_SIZE)
+    const loop = spawnSync('losetup', ['--find', '--show', '--read-only', image], {
+      encoding: 'utf8',
+    })
+    if (loop.status !== 0) return
+    const device = loop.stdout.trim()
+    t.teardown(() => spawnSync('losetup', ['--detach', device]))
+    await t.rejects(checkUnused(layout, sound), { code: 'UNSAFE', message: device })
+  },
+)
+
+t.test('the lock names who holds it, and is free when they are gone', async t => {
+  const layout = await emptyClone(t)
+  const unlock = lockClone(layout, 'pull')
+  t.throws(() => lockClone(layout, 'verify'), {
+    code: 'LOCKED',
+    message: `process ${process.pid} (clone pull)`,
+  })
+  unlock()
+  lockClone(layout, 'verify')()
+})
+
+t.test('freshness is the age of the recovery point on the source clock', t => {
+  const at = (ageMs: number, clockSkewMs = 0): Generation => {
+    const one = generationOf(1)
+    const instant = new Date(1e12 - ageMs + clockSkewMs).toISOString()
+    return { ...one, recoveryPoint: { ...one.recoveryPoint, instant, clockSkewMs } }
+  }
+  const MIN = 60_000
+  const TABLE: [what: string, newest: Generation | undefined, state: string, ageMs?: number][] = [
+    ['nothing yet', undefined, 'none'],
+    ['within the RPO', at(10 * MIN), 'fresh', 10 * MIN],
+    ['over the RPO', at(61 * MIN), 'stale', 61 * MIN],
+    ['a source whose clock is 4 min ahead', at(10 * MIN, 4 * MIN), 'fresh', 10 * MIN],
+    ['a source whose clock is 6 min ahead', at(10 * MIN, 6 * MIN), 'unknown'],
+    ['a recovery point in the future', at(-MIN), 'unknown'],
+  ]
+  for (const [what, newest, state, ageMs] of TABLE) {
+    const found = freshness(newest, 60 * MIN, 1e12)
+    t.match({ ...found }, { state }, what)
+    t.equal(found.ageMs, ageMs, what)
+  }
+  t.equal(isDue({ state: 'fresh', ageMs: 29 * MIN }, 60 * MIN), false)
+  t.equal(isDue({ state: 'fresh', ageMs: 30 * MIN }, 60 * MIN), true)
+  t.equal(isDue({ state: 'unknown', ageMs: undefined }, 60 * MIN), true)
+  t.end()
+})
+
+t.test('what is renamed away between two steps does not confuse the list', async t => {
+  const layout = await emptyClone(t)
+  await publishOne(layout, 1)
+  await mkdir(path.join(layout.generations, 'lost+found'))
+  await rename(path.join(layout.generations, idOf(1)), path.join(layout.staging, idOf(1)))
+  t.strictSame(await listGenerations(layout.dir), [])
+  t.strictSame(await listGenerations(path.join(layout.dir, 'nowhere')), [])
+})

@@ -1,0 +1,172 @@
+// The lab does what the tests that stand on it take for granted.
+
+import { spawn } from 'node:child_process'
+import { join } from 'node:path'
+import { execa } from 'execa'
+import t from 'tap'
+import { readStatus, takeDown } from './control.ts'
+import { childEnvironment } from './environment.ts'
+import { startLab } from './lab.ts'
+import { leftovers } from './leftovers.ts'
+import { DOMAIN, HOSTS, ROOT } from './names.ts'
+import { readProcess, waitFor } from './processes.ts'
+import { isLocked } from './protocol.ts'
+import { assertGapless, readRecords } from './records.ts'
+
+t.setTimeout(180_000)
+
+const IMAGES = '/var/lib/libvirt/images'
+
+t.test('a lab', async t => {
+  const lab = await startLab()
+  t.teardown(() => lab[Symbol.asyncDispose]())
+
+  t.test('up gives a guest that answers and records that grow on both disks', async t => {
+    t.match((await lab.guest(['uname', '-s'])).stdout, 'Linux')
+    for (const target of ['vda', 'vdb'] as const) {
+      const before = await lab.lastRecord(target)
+      await waitFor(`records on ${target}`, 10, async () => (await lab.lastRecord(target)) > before)
+    }
+  })
+
+  t.test('what is up is on the list of what down must remove', async t => {
+    const list = (await leftovers()).join('\n')
+    for (const kind of [/^process .*qemu/m, /^namespace /m, /^loop /m, /^directory /m])
+      t.match(list, kind)
+  })
+
+  t.test('exit status, output and input of a command are its own', async t => {
+    const failed = await lab.source(['sh', '-c', 'echo out; echo err >&2; exit 7'], {
+      reject: false,
+    })
+    t.strictSame(failed, { stdout: 'out', stderr: 'err', exitCode: 7 })
+    const killed = await lab.standby(['sh', '-c', 'kill -9 $$'], { reject: false })
+    t.equal(killed.exitCode, 137)
+    t.equal((await lab.source(['cat'], { input: 'a "b" $c' })).stdout, 'a "b" $c')
+    t.equal((await lab.source(['printf', '%s|', 'a b', '*', ''])).stdout, 'a b|*||')
+    const inGuest = await lab.guest(['sh', '-c', 'echo out; echo err >&2; exit 3'])
+    t.strictSame(inGuest, { stdout: 'out\n', stderr: 'err\n', exitCode: 3 })
+    await t.rejects(lab.source(['sleep', '60'], { timeout: 200 }), /still running after 200 ms/)
+  })
+
+  t.test('a long-running command gets signals, and ends with its scope', async t => {
+    let pid: number
+    {
+      await using child = lab.spawn('source', ['sleep', '1000'])
+      pid = await waitFor('the command', 5, () => child.pid)
+      t.equal(readProcess(pid)?.zombie, false)
+    }
+    t.notOk(readProcess(pid))
+    await using child = lab.spawn('source', [
+      'sh',
+      '-c',
+      'trap "exit 5" USR1; echo go; sleep 1000 & wait',
+    ])
+    await new Promise(resolve => child.stdout.once('data', resolve))
+    child.signal('SIGUSR1')
+    t.equal((await child.result).exitCode, 5)
+  })
+
+  t.test('each host has its own name, processes, libvirt and configuration', async t => {
+    for (const host of HOSTS) {
+      t.equal((await lab.run(host, ['hostname'])).stdout, host)
+      t.equal((await lab.run(host, ['cat', '/proc/1/comm'])).stdout, 'sh')
+      await lab.writeFile(host, '/etc/nbd-clone/who', host)
+    }
+    t.equal(await lab.readFile('source', '/etc/nbd-clone/who'), 'source')
+    t.match((await lab.source(['virsh', 'list', '--name'])).stdout, DOMAIN)
+    t.equal((await lab.standby(['virsh', 'list', '--all', '--name'])).stdout.trim(), '')
+    t.match((await lab.standby(['findmnt', '-no', 'FSTYPE', '/var/lib'])).stdout, 'xfs')
+  })
+
+  t.test('root of each host logs in to the other without a question', async t => {
+    t.equal((await lab.standby(['ssh', 'source', 'hostname'])).stdout, 'source')
+    t.equal((await lab.source(['ssh', 'standby', 'hostname'])).stdout, 'standby')
+  })
+
+  t.test('net-cut silences the source for the standby, net-heal brings it back', async t => {
+    const reach = ['ssh', '-o', 'ConnectTimeout=1', 'source', 'true']
+    await lab.netCut()
+    t.not((await lab.standby(reach, { reject: false })).exitCode, 0)
+    await lab.netHeal()
+    await waitFor('the network', 10, async () => {
+      return (await lab.standby(reach, { reject: false })).exitCode === 0
+    })
+  })
+
+  t.test('records read out of frozen images are of one instant', async t => {
+    await lab.source(['virsh', 'domfsfreeze', DOMAIN])
+    const vda = await readRecords(await lab.path('source', `${IMAGES}/${DOMAIN}-vda.raw`), 'raw')
+    const vdb = await readRecords(
+      await lab.path('source', `${IMAGES}/${DOMAIN}-vdb.qcow2`),
+      'qcow2',
+    )
+    await lab.source(['virsh', 'domfsthaw', DOMAIN])
+    t.strictSame([vda.damage, vdb.damage], [undefined, undefined])
+    assertGapless(vda.numbers, vdb.numbers)
+    t.throws(() => assertGapless(vda.numbers, vdb.numbers.slice(0, -2)), /not one instant/)
+    t.throws(() => assertGapless(vda.numbers.slice(1), vdb.numbers), /record 1 reads 2/)
+  })
+
+  t.test('a power cut loses what was not synced and nothing else', async t => {
+    for (const host of HOSTS) {
+      const write =
+        'cd /var/lib; echo synced >kept; sync -f kept; echo dirty >lost; mv kept renamed'
+      await lab.run(host, ['sh', '-c', write])
+      await lab.powerCut(host)
+      t.equal((await lab.status())?.hosts[host], false)
+      await lab.boot(host, { guest: host === 'source' })
+      t.equal(
+        (
+          await lab.run(host, ['sh', '-c', 'cd /var/lib; cat kept; ls lost renamed'], {
+            reject: false,
+          })
+        ).stdout,
+        'synced',
+      )
+    }
+    t.equal((await lab.standby(['ssh', 'source', 'hostname'])).stdout, 'source')
+    const before = await lab.lastRecord('vdb')
+    t.ok(before > 1, 'the guest goes on where it was')
+  })
+
+  t.test('down leaves nothing', async t => {
+    await lab[Symbol.asyncDispose]()
+    t.strictSame(await leftovers(), [])
+  })
+})
+
+t.test('a lab whose owner is killed is gone within seconds', async t => {
+  const owner = spawn('sleep', ['1000'], { stdio: 'ignore' })
+  t.teardown(() => owner.kill('SIGKILL'))
+  await up('--owner', String(owner.pid))
+  owner.kill('SIGKILL')
+  await waitFor('the lab to go', 10, async () => !(await isLocked()))
+  t.strictSame(await leftovers(), [])
+})
+
+t.test('down cleans up after a killed keeper', async t => {
+  // An `up` that finds somebody's lab is content with it, and this test must not kill that one.
+  t.equal(await readStatus(), undefined, 'no lab is up before')
+  if (await isLocked()) return
+  await up('--store', 'ext4', '--owner', String(process.pid))
+  const status = await readStatus()
+  t.equal(status?.owner, process.pid)
+  if (status?.owner !== process.pid) return
+  t.teardown(() => takeDown(status.keeper))
+  t.match(status, { state: 'up', store: 'ext4', guest: true })
+  process.kill(status.keeper, 'SIGKILL')
+  await waitFor('the keeper to end', 5, () => readProcess(status.keeper)?.zombie !== false)
+  t.not((await leftovers()).length, 0)
+  t.strictSame(await takeDown(status.keeper), [])
+  t.strictSame(await leftovers(), [])
+})
+
+/** Brings a lab up the way the command line does. */
+async function up(...args: string[]): Promise<void> {
+  const cli = join(ROOT, 'dist', 'test', 'lab', 'cli.js')
+  await execa(process.execPath, [cli, 'up', ...args], {
+    env: childEnvironment(),
+    extendEnv: false,
+  })
+}
