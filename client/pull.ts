@@ -13,7 +13,7 @@ import { copy, type CopyDisk } from './copy/copy.ts'
 import { createImage, storeFailure } from './copy/image.ts'
 import { openPool } from './copy/pool.ts'
 import { readBack } from './copy/verify.ts'
-import { CHUNK_SIZE, planPull, type DiskPlan } from './plan.ts'
+import { CHUNK_SIZE, chunkCount, planPull, type DiskPlan } from './plan.ts'
 import { openGate, type Gate } from './source/gate.ts'
 import {
   checkSession,
@@ -114,7 +114,10 @@ async function pullLocked(
   const wanted = wantedDisks(clone, described)
   for (const disk of wanted.omitted) log.info(disk, 'disk is not pulled')
 
-  const pool = openPool()
+  // The threads start while the source freezes, not after it.
+  const pool = openPool(
+    wanted.disks.reduce((sum, { size = Infinity }) => sum + chunkCount(size), 0),
+  )
   cleanup.defer(() => pool[Symbol.asyncDispose]())
   const { token, session } = await gate.call(
     'session.open',
@@ -184,10 +187,11 @@ async function pullLocked(
     const digests = await digestsOf(staging, plan)
     signal.throwIfAborted()
     const facts = { seq, domain: clone.domain, omitted: [...wanted.omitted] }
-    const dir = await publish(layout, { ...describe(info, greeting), ...facts, disks: digests })
-    attempt.seq = seq
+    // Before the rename: a crash between the two may waste a seq, but never gives one twice.
     const next: State = { ...state, lastSeq: seq, bound: source }
     await writeState(layout, next)
+    const dir = await publish(layout, { ...describe(info, greeting), ...facts, disks: digests })
+    attempt.seq = seq
     await repairCurrent(layout, next, await soundGenerations(layout.dir))
     return dir
   })

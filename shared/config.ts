@@ -33,7 +33,8 @@ function describeIssue(issue: Issue): { path: Path; text: string } {
     const key = issue.keys?.[0] ?? ''
     return { path: [...path, key], text: 'unknown key' }
   }
-  if (issue.code === 'invalid_key') return { path, text: issue.issues?.[0]?.message ?? issue.message }
+  if (issue.code === 'invalid_key')
+    return { path, text: issue.issues?.[0]?.message ?? issue.message }
   const deepest = issue.errors?.flat().sort((a, b) => b.path.length - a.path.length)[0]
   if (deepest) {
     const inner = describeIssue(deepest)

@@ -79,17 +79,16 @@ class LineWriter extends AbstractMessageWriter {
     output.on('close', () => this.fireClose())
   }
 
+  /** Never rejects, because vscode-jsonrpc lets a rejected write escape unhandled: errors end the stream instead. */
   write(message: Message): Promise<void> {
     const line = JSON.stringify(message) + '\n'
-    return new Promise((resolve, reject) => {
+    return new Promise(resolve => {
       if (Buffer.byteLength(line) > MAX_MESSAGE) {
-        reject(new Error(`message over ${MAX_MESSAGE} bytes`))
+        this.#output.destroy(new Error(`message over ${MAX_MESSAGE} bytes`))
+        resolve()
         return
       }
-      this.#output.write(line, error => {
-        if (error) reject(error)
-        else resolve()
-      })
+      this.#output.write(line, () => resolve())
     })
   }
 

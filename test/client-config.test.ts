@@ -150,6 +150,7 @@ t.test(
     ])
     t.strictSame(nbdAddress(cloneConfig(config, 'db').source), { host: 'a.example', port: 10_809 })
     t.strictSame(nbdAddress(cloneConfig(config, 'web').source), { path: '/run/nbd-clone/nbd.sock' })
+    t.end()
   },
 )
 

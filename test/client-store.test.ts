@@ -146,7 +146,7 @@ t.test('verify names exactly the chunks that differ, are missing or have no dige
   const [file, manifest] = [path.join(layout.dir, 'a.raw'), path.join(layout.dir, 'a.manifest')]
   writeFileSync(file, content)
   execFileSync('sh', ['-c', `split -b 1M --filter='sha256sum | cut -c1-64' ${file} > ${manifest}`])
-  await using pool = openPool()
+  await using pool = openPool(1)
   const check = async () => {
     await using image = await openImage(file, manifest)
     return await verify(image, size, pool, never, NO_PROGRESS)

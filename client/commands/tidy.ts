@@ -1,20 +1,21 @@
 // After any command has run once, `current` is right again, even if a crash fell between a publish and its symlink.
 
-import { lockClone } from '../store/guard.ts'
 import type { CloneConfig } from '../config/effective.ts'
-import { repairCurrent } from '../store/current.ts'
+import { isCurrentRight, repairCurrent } from '../store/current.ts'
 import { soundGenerations } from '../store/generation.ts'
+import { lockClone } from '../store/guard.ts'
 import { layoutOf } from '../store/layout.ts'
 import { readState } from '../store/state.ts'
 
-/** Repairs `current` when the clone exists and nobody else works on it. @throws when it cannot */
+/** Repairs `current` when it is wrong and nobody else works on the clone. @throws when it cannot */
 export async function tidy(clone: CloneConfig): Promise<void> {
-  const sound = await soundGenerations(clone.dir)
-  if (sound.length === 0) return
   const layout = layoutOf(clone.dir)
+  const sound = await soundGenerations(clone.dir)
+  // Looked at without the lock first, so that asking for the status never gets in the way of a pull.
+  if (sound.length === 0 || (await isCurrentRight(layout, await readState(layout), sound))) return
   const unlock = lockClone(layout, 'status')
   try {
-    await repairCurrent(layout, await readState(layout), sound)
+    await repairCurrent(layout, await readState(layout), await soundGenerations(clone.dir))
   } finally {
     unlock()
   }

@@ -41,7 +41,7 @@ export async function verifyCommand(
   cleanup.defer(() => watcher.done())
   const { id, dir, generation } = await chosen(clone, which)
   cleanup.defer(lockClone(layoutOf(clone.dir), 'verify'))
-  const pool = openPool()
+  const pool = openPool(generation.disks.reduce((sum, { size }) => sum + chunkCount(size), 0))
   cleanup.defer(() => pool[Symbol.asyncDispose]())
 
   watcher.phase(

@@ -2,7 +2,7 @@
 
 import { constants } from 'node:fs'
 import { open, type FileHandle } from 'node:fs/promises'
-import { Failure } from '../../shared/failures.ts'
+import { Failure, toFailure } from '../../shared/failures.ts'
 
 /** Descriptors are plain numbers because the worker threads use them; the owner closes them after the workers ended. */
 export interface OpenImage extends AsyncDisposable {
@@ -63,21 +63,16 @@ async function openFiles(
     }
   } catch (error) {
     await close()
-    throw storeFailure(file, error)
+    throw storeFailure((error as NodeJS.ErrnoException).path ?? file, error)
   }
 }
 
 /** A file system's error as a Failure: SPACE when it is full, else STANDBY_IO; both name the path. */
 export function storeFailure(file: string, error: unknown): Failure {
-  if (error instanceof Failure) return error
   const { code, message } = error as NodeJS.ErrnoException
+  if (error instanceof Failure || code === undefined) return toFailure(error)
   if (code === 'ENOSPC' || code === 'EDQUOT')
     return new Failure('SPACE', `${file}: no space left on its file system`, { cause: error })
-  const reason = message
-    .replace(/^[A-Z0-9]+: /, '')
-    .replace(/'.*'$/, '')
-    .replace(/,? \w+ *$/, '')
-  return new Failure('STANDBY_IO', `${file}: ${reason.trim()} (${code ?? 'no errno'})`, {
-    cause: error,
-  })
+  const reason = message.replace(/^[A-Z0-9]+: (.*?), \w+.*$/, '$1')
+  return new Failure('STANDBY_IO', `${file}: ${reason} (${code})`, { cause: error })
 }

@@ -13,7 +13,9 @@ declare const WebAssembly: {
 }
 
 /** Direct I/O blocks its thread, so there are some to hash while others wait for the medium. */
-const WORKERS = 4
+const MAX_THREADS = 4
+/** Chunks that make another thread worth its start. */
+const CHUNKS_PER_THREAD = 16
 /** 32 MiB of payload under way: 16 requests in flight for each of two disks. */
 const SLOTS = 32
 const WASM_PAGE = 64 * 1024
@@ -30,13 +32,13 @@ interface Waiting {
   readonly reject: (error: Error) => void
 }
 
-/** Starts the threads; disposing ends them, whatever they are doing. */
-export function openPool(): Pool {
+/** Starts the threads; disposing ends them, whatever they are doing. @param chunks of work to come; may be Infinity */
+export function openPool(chunks: number): Pool {
   // Memory of WebAssembly is page-aligned, which O_DIRECT needs, and can be shared between threads.
   const pages = (SLOTS * CHUNK_SIZE) / WASM_PAGE
   const { buffer } = new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true })
   const file = import.meta.url.endsWith('.ts') ? './worker.ts' : './worker.js'
-  const threads = Array.from({ length: WORKERS }, () => {
+  const threads = Array.from({ length: threadCount(chunks) }, () => {
     const worker = new Worker(new URL(file, import.meta.url), { workerData: buffer })
     const waiting = new Map<number, Waiting>()
     let dead: Error | undefined
@@ -76,4 +78,8 @@ export function openPool(): Pool {
       await Promise.all(threads.map(({ worker }) => worker.terminate()))
     },
   }
+}
+
+function threadCount(chunks: number): number {
+  return Math.min(MAX_THREADS, Math.max(1, Math.ceil(chunks / CHUNKS_PER_THREAD)))
 }

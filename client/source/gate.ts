@@ -3,6 +3,7 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { ResponseError } from 'vscode-jsonrpc/node.js'
 import { Failure, isFailureCode } from '../../shared/failures.ts'
 import {
   GATE,
@@ -58,7 +59,10 @@ export async function openGate(source: Source & { readonly name: string }): Prom
   child.once('close', (code, signal) =>
     gone(lastWords() || `it ended with ${signal ?? `exit status ${String(code)}`}`),
   )
-  rpc.onError(([error]) => gone(error.message))
+  rpc.onError(([error]) => {
+    // A broken pipe is followed by the child's end, which knows the reason.
+    if (!('syscall' in error)) gone(error.message)
+  })
   // A closed stream is followed by the child's end, which knows the reason; a child that stays is ended.
   rpc.onClose(() => child.kill('SIGTERM'))
 
@@ -73,13 +77,21 @@ export async function openGate(source: Source & { readonly name: string }): Prom
   })
   rpc.listen()
 
+  const ask = async (method: GateMethod, params: object): Promise<unknown> => {
+    try {
+      return await rpc.sendRequest<unknown>(method, params)
+    } catch (error) {
+      // A connection that closed is followed by the child's end, whose last words say more.
+      if (!(error instanceof ResponseError)) await aborted(lost.signal, GRACE_MS)
+      lost.signal.throwIfAborted()
+      throw responseToFailure(error, 'SOURCE_UNREACHABLE')
+    }
+  }
+
   const call: Gate['call'] = async (method, params, options = {}) => {
+    options.signal?.throwIfAborted()
     lost.signal.throwIfAborted()
-    const answer = rpc
-      .sendRequest(method, GATE[method].params.parse(params))
-      .catch((error: unknown) => {
-        throw responseToFailure(error, 'SOURCE_UNREACHABLE')
-      })
+    const answer = ask(method, GATE[method].params.parse(params))
     const signals = options.signal ? [options.signal, lost.signal] : [lost.signal]
     const raw = await firstOf(answer, signals, options.timeoutMs ?? ANSWER_MS, method)
     const result = GATE[method].result.safeParse(raw)
@@ -95,15 +107,21 @@ export async function openGate(source: Source & { readonly name: string }): Prom
   return {
     call,
     keepLease(token, onLost) {
-      leases.set(token, onLost)
-      const onGone = (): void => onLost(lost.signal.reason as Failure)
+      let kept = true
+      // A renewal may still be under way when the session is released; what becomes of it is no loss then.
+      const tell = (reason: Failure): void => {
+        if (kept) onLost(reason)
+      }
+      leases.set(token, tell)
+      const onGone = (): void => tell(lost.signal.reason as Failure)
       lost.signal.addEventListener('abort', onGone, { once: true })
       const timer = setInterval(() => {
         call('session.renew', { token }, { timeoutMs: 3 * HEARTBEAT_MS }).catch((error: unknown) =>
-          onLost(responseToFailure(error, 'SOURCE_UNREACHABLE')),
+          tell(responseToFailure(error, 'SOURCE_UNREACHABLE')),
         )
       }, HEARTBEAT_MS)
       return () => {
+        kept = false
         clearInterval(timer)
         leases.delete(token)
         lost.signal.removeEventListener('abort', onGone)
@@ -146,6 +164,11 @@ async function firstOf<T>(
     answer.catch(() => undefined)
     waited.abort()
   }
+}
+
+/** Waits until a signal fires, at most so long. */
+async function aborted(signal: AbortSignal, timeoutMs: number): Promise<void> {
+  await sleep(timeoutMs, undefined, { signal }).catch(() => undefined)
 }
 
 /** Ends a gate: closed stdin first, then SIGTERM, then SIGKILL. */

@@ -14,16 +14,29 @@ export function selectedGeneration(state: State, sound: readonly Sound[]): Sound
     : sound.find(({ generation }) => generation.seq === state.selected)
 }
 
-/** Makes `current` show the selected generation, durably; without one it is absent. */
+/** Where `current` must point, relative to the clone; undefined when it must be absent. */
+function wantedLink(state: State, sound: readonly Sound[]): string | undefined {
+  const selected = selectedGeneration(state, sound)
+  return selected && path.join('generations', selected.id)
+}
+
+export async function isCurrentRight(
+  layout: Layout,
+  state: State,
+  sound: readonly Sound[],
+): Promise<boolean> {
+  const present = await readlink(layout.current).catch(() => undefined)
+  return present === wantedLink(state, sound)
+}
+
+/** Makes `current` show the selected generation, durably; without one it is absent. Only under the clone's lock. */
 export async function repairCurrent(
   layout: Layout,
   state: State,
   sound: readonly Sound[],
 ): Promise<void> {
-  const selected = selectedGeneration(state, sound)
-  const wanted = selected && path.join('generations', selected.id)
-  const present = await readlink(layout.current).catch(() => undefined)
-  if (present === wanted) return
+  if (await isCurrentRight(layout, state, sound)) return
+  const wanted = wantedLink(state, sound)
   if (wanted === undefined) {
     await rm(layout.current, { force: true })
   } else {

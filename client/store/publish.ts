@@ -42,8 +42,8 @@ export async function publish(layout: Layout, generation: Generation): Promise<s
   const staged = path.join(layout.staging, id)
   const published = path.join(layout.generations, id)
   const text = JSON.stringify(generationSchema.parse(generation), undefined, 2)
+  // This fsyncs staging/<id>/ too, with the names of everything in it.
   await writeDurably(path.join(staged, 'generation.json'), `${text}\n`, 0o600)
-  await fsyncPath(staged)
   await rename(staged, published)
   await fsyncPath(layout.generations)
   await fsyncPath(layout.staging)

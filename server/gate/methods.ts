@@ -125,10 +125,11 @@ async function describe(
   domains: Domains,
   domain: string,
 ): Promise<GateResult<'describe'>> {
-  domains.get(domain)
+  const session = domains.get(domain).current()
   const settings = domainSettings(source.config, domain)
   const [xml, state] = await Promise.all([
-    source.virsh.text(['dumpxml', '--domain', domain]),
+    // While a session is on, libvirt shows our overlays; the disks are those that were there before.
+    session ? session.frozen.info.liveXml : source.virsh.text(['dumpxml', '--domain', domain]),
     source.virsh.text(['domstate', '--domain', domain]),
   ])
   const read = readDomainXml(xml)

@@ -109,12 +109,19 @@ export async function fakeSource(disks: Readonly<Record<string, Buffer>>): Promi
       role: 'source',
       epoch: 0,
     }),
-    describe: () => ({
+    describe: async () => ({
       domain: 'mydomain',
       uuid: DOMAIN_UUID,
       state: 'running',
       disks: [
-        ...targets.map(target => ({ target, exported: true, format: 'raw' as const })),
+        ...(await Promise.all(
+          targets.map(async target => ({
+            target,
+            exported: true,
+            format: 'raw' as const,
+            size: await sizeOf(target),
+          })),
+        )),
         { target: 'sda', exported: false, reason: 'cdrom' },
       ],
     }),

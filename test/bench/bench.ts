@@ -1,0 +1,164 @@
+// `npm run bench`: our full pull against other programs, interleaved in one run on the same files. Asserts no speed.
+
+import { mkdir, readFile, writeFile } from 'node:fs/promises'
+import path from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import yargs from 'yargs'
+import { hideBin } from 'yargs/helpers'
+import { Cleanup } from '../../shared/cleanup.ts'
+import { describeFailure, Failure, toFailure } from '../../shared/failures.ts'
+import { ROOT } from '../lab/names.ts'
+import { runGroup } from './measure.ts'
+import { describeMachine, resultOf, table, type Result } from './report.ts'
+import { otherPrograms, ourPull, type Row, type Run } from './rows.ts'
+import * as virtnbdbackup from './virtnbdbackup.ts'
+import { HALF, makeFolder, makeImage, serve, warm, WIDE, type Served } from './world.ts'
+
+const NAMES = [
+  'pull',
+  'nbdcopy',
+  'nbdcopy-flush',
+  'nbdcopy-sha256sum',
+  'nbdcopy-openssl',
+  'qemu-img',
+  'virtnbdbackup',
+  'pull-64g',
+]
+const ABOUT = [
+  'Image: 4 GiB, the first half random data, the second half a hole; in the page cache. Server: nbd-server, one',
+  'process per connection, on a Unix socket. Ours: the whole `clone pull` as a fresh process with a fresh clone (gate,',
+  'copy, SHA-256 of every MiB, fsync, read-back with O_DIRECT where there is, publish); the gate is that of the tests, so',
+  'no domain is frozen or merged. Medians; the rows take turns; files are synced and removed between runs, off the clock.',
+]
+
+const say = (line: string): void => void process.stdout.write(`${line}\n`)
+const note = (line: string): void => void process.stderr.write(`bench: ${line}\n`)
+
+const options = await yargs(hideBin(process.argv))
+  .scriptName('npm run bench --')
+  .usage('$0 [OPTIONS]\n\nOur full pull against other programs. Root only.')
+  .option('only', { type: 'string', array: true, choices: NAMES, description: 'only these rows' })
+  .option('quick', { type: 'boolean', default: false, description: '3 rounds instead of 7' })
+  .option('save', { type: 'boolean', default: false, description: 'also write docs/bench/DATE.md' })
+  .option('dir', {
+    type: 'string',
+    default: '/var/tmp',
+    description: 'where the images go: the file system that is measured; wants 12 GiB',
+  })
+  .strict()
+  .help()
+  .parseAsync()
+const wanted = (name: string): boolean => options.only?.includes(name) ?? true
+const rounds = options.quick ? 3 : 7
+
+const stop = new AbortController()
+for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const)
+  process.on(name, () => stop.abort(new Failure('INTERRUPTED', `ended by ${name}`)))
+
+try {
+  const lines = await bench(stop.signal)
+  if (options.save) note(`saved as ${await save(lines)}`)
+} catch (error) {
+  const failure = toFailure(error)
+  process.stderr.write(`${describeFailure('bench', failure)}\n`)
+  process.exitCode = failure.exit
+}
+
+async function bench(signal: AbortSignal): Promise<string[]> {
+  await using cleanup = new Cleanup()
+  const folder = await makeFolder(options.dir, cleanup)
+  const lines = [...(await describeMachine(folder)), '', ...ABOUT, '']
+  for (const line of lines) say(line)
+
+  note('making the image')
+  const image = path.join(folder, 'half')
+  await makeImage(image, HALF, signal)
+  const served = await serve(folder, image, cleanup)
+  const results = new Map<string, Result>()
+  const rows = [
+    ourPull('pull', 'clone pull: copied, hashed, synced, read back, published', folder, served),
+    ...otherPrograms(folder, served),
+  ].filter(({ name }) => wanted(name))
+  if (wanted(virtnbdbackup.NAME)) {
+    note('making the lab for virtnbdbackup')
+    const row = await virtnbdbackup.virtnbdbackupRow(folder, image, cleanup, signal)
+    if (typeof row !== 'string') rows.push(row)
+    else
+      results.set(virtnbdbackup.NAME, {
+        name: virtnbdbackup.NAME,
+        title: 'virtnbdbackup -l copy',
+        runs: [],
+        why: row,
+      })
+  }
+  await warm(image, signal)
+  for (const result of await takeTurns(rows, served, signal)) results.set(result.name, result)
+  if (wanted('pull-64g')) {
+    note('making the 64 GiB image')
+    const wide = await pullWide(folder, cleanup, signal)
+    results.set(wide.name, wide)
+  }
+
+  const sorted = NAMES.map(name => results.get(name)).filter(one => one !== undefined)
+  const commands = sorted
+    .filter(({ command }) => command !== undefined)
+    .map(({ name, command }) => `  ${name.padEnd(18)} ${command ?? ''}`)
+  const report = [
+    table(sorted, results.get('pull')),
+    `${rounds} rounds (pull-64g: 1). Commands ($1: nbd+unix:///disk?socket=..., $2: the output file):`,
+    ...commands,
+  ]
+  for (const line of report) say(line)
+  return [...lines, ...report]
+}
+
+/** Every row once per round, each round starting with another row. */
+async function takeTurns(
+  rows: readonly Row[],
+  { image }: Served,
+  signal: AbortSignal,
+): Promise<Result[]> {
+  const runs = new Map<Row, Run[]>(rows.map(row => [row, []]))
+  for (let round = 0; round < rounds; round++)
+    for (let turn = 0; turn < rows.length; turn++) {
+      const row = rows[(round + turn) % rows.length]
+      if (!row) continue
+      const run = await once(row, image, round === 0, signal)
+      runs.get(row)?.push(run)
+      note(`round ${round + 1} of ${rounds}: ${row.name} ${run.seconds.toFixed(2)} s`)
+    }
+  return rows.map(row => resultOf(row, runs.get(row) ?? []))
+}
+
+/** One run; nothing of the run before it is left to be written, and nothing of this one stays. */
+async function once(row: Row, image: string, compare: boolean, signal: AbortSignal): Promise<Run> {
+  await row.clear()
+  await runGroup(['sync'], signal)
+  await sleep(200, undefined, { signal })
+  const run = await row.run(signal)
+  if (compare && row.copy !== undefined) await runGroup(['cmp', image, row.copy], signal)
+  await row.clear()
+  return run
+}
+
+async function pullWide(folder: string, cleanup: Cleanup, signal: AbortSignal): Promise<Result> {
+  const image = path.join(folder, 'wide')
+  await makeImage(image, WIDE, signal)
+  const served = await serve(folder, image, cleanup)
+  const row = ourPull('pull-64g', 'clone pull of 64 GiB, 2 GiB of it data', folder, served)
+  const run = await once(row, image, false, signal)
+  note(`${row.name} ${run.seconds.toFixed(2)} s`)
+  return resultOf(row, [run])
+}
+
+async function save(lines: readonly string[]): Promise<string> {
+  const { version } = JSON.parse(await readFile(path.join(ROOT, 'package.json'), 'utf8')) as {
+    version: string
+  }
+  const day = new Date().toISOString().slice(0, 10)
+  const file = path.join('docs', 'bench', `${day}.md`)
+  await mkdir(path.join(ROOT, 'docs', 'bench'), { recursive: true })
+  const text = [`# npm run bench, nbd-clone ${version}, ${day}`, '', '```', ...lines, '```', '']
+  await writeFile(path.join(ROOT, file), text.join('\n'))
+  return file
+}

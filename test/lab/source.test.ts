@@ -1,0 +1,304 @@
+// The source: sessions, stock clients, refusals and left-overs, on a real guest.
+
+import { setTimeout as delay } from 'node:timers/promises'
+import t from 'tap'
+import type { Lab } from './lab.ts'
+import { waitFor } from './processes.ts'
+import {
+  clone,
+  CLONE,
+  guestWrites,
+  journalSteps,
+  NBD,
+  sourceFaults,
+  startServe,
+  startWorld,
+  untilOnBases,
+  VDA,
+  wrapProgram,
+  type Serve,
+} from './world.ts'
+
+t.setTimeout(500_000)
+
+const sha = async (lab: Lab, host: 'source' | 'standby', file: string): Promise<string> =>
+  (await lab.run(host, ['sha256sum', file])).stdout.split(' ')[0] ?? ''
+
+t.test('a source', async t => {
+  const lab = await startWorld()
+  t.teardown(() => lab[Symbol.asyncDispose]())
+  let serve: Serve = await startServe(lab)
+  const server = async (...args: string[]) =>
+    lab.source(['clone-server', ...args], { reject: false, timeout: 60_000 })
+
+  t.afterEach(async () => {
+    t.strictSame(await sourceFaults(lab), [], 'the source is as it was found')
+    await guestWrites(lab)
+  })
+
+  t.test(
+    'stock clients and clone pull copy one held recovery point at once: one session, one merge',
+    async t => {
+      const frozen = serve.count('frozen')
+      const merged = serve.count('merged, on its bases')
+      t.equal((await server('session', 'open', 'mydomain')).exitCode, 0)
+      const base = await sha(lab, 'source', VDA)
+      await lab.source(['mkdir', '-p', '/tmp/fuse'])
+      const [nbdcopy, convert, fuse, pulled] = await Promise.all([
+        lab.source(['nbdcopy', '--connections=4', NBD, '/tmp/nbdcopy.raw'], { timeout: 60_000 }),
+        lab.source(['qemu-img', 'convert', '-f', 'raw', '-O', 'raw', NBD, '/tmp/convert.raw'], {
+          timeout: 60_000,
+        }),
+        lab.source(
+          [
+            'sh',
+            '-c',
+            `nbdfuse /tmp/fuse/disk '${NBD}' & while ! [ -e /tmp/fuse/disk ]; do sleep 0.1; done; dd if=/tmp/fuse/disk of=/tmp/fuse.raw bs=1M status=none; fusermount3 -u /tmp/fuse; wait`,
+          ],
+          { timeout: 60_000 },
+        ),
+        clone(lab, 'pull', 'mydomain'),
+      ])
+      t.strictSame(
+        [nbdcopy.exitCode, convert.exitCode, fuse.exitCode, pulled.exitCode],
+        [0, 0, 0, 0],
+        pulled.stderr,
+      )
+      for (const copy of ['nbdcopy', 'convert', 'fuse'])
+        t.equal(await sha(lab, 'source', `/tmp/${copy}.raw`), base, copy)
+      t.equal(await sha(lab, 'standby', `${CLONE}/current/vda.raw`), base, 'clone pull')
+      t.equal(await sha(lab, 'source', VDA), base, 'the base did not change meanwhile')
+      t.equal(serve.count('merged, on its bases'), merged, 'nothing merged while held')
+      const closed = await server('session', 'close', 'mydomain')
+      t.match(closed.stdout, /is merged/)
+      t.equal(serve.count('frozen') - frozen, 1)
+      t.equal(serve.count('merged, on its bases') - merged, 1)
+    },
+  )
+
+  t.test('a stock client that leaves finds the domain merged when it returns', async t => {
+    const copied = await lab.source(['nbdcopy', '--connections=1', NBD, '/tmp/a.raw'], {
+      timeout: 60_000,
+    })
+    t.equal(copied.exitCode, 0)
+    t.strictSame(await sourceFaults(lab), [])
+    t.strictSame((await journalSteps(lab)).at(-1), 'done')
+  })
+
+  t.test('a client that is killed in the middle leaves nothing behind', async () => {
+    for (let round = 0; round < 3; round++) {
+      const slow = lab.spawn('source', ['sh', '-c', `exec nbdfuse /tmp/fuse/disk '${NBD}'`])
+      await waitFor('the session', 30, async () =>
+        (await server('status')).stdout.includes('frozen'),
+      )
+      slow.signal('SIGKILL')
+      await slow.result
+      await lab.source(['sh', '-c', 'fusermount3 -uz /tmp/fuse'], { reject: false })
+      await untilOnBases(lab, 20)
+    }
+  })
+
+  t.test('an export that is not there is denied, and nothing is frozen', async t => {
+    const frozen = serve.count('frozen')
+    for (const name of [
+      'mydomain/vdz',
+      'otherdomain/vda',
+      'mydomain',
+      'mydomain/vda@00000000000000000000000000000000',
+      '../etc/passwd',
+    ])
+      t.not(
+        (
+          await lab.source(
+            ['nbdinfo', '--size', `nbd+unix:///${name}?socket=/run/nbd-clone/nbd.sock`],
+            { reject: false },
+          )
+        ).exitCode,
+        0,
+        name,
+      )
+    t.equal(serve.count('frozen'), frozen)
+  })
+
+  t.test('a domain that is not listed is refused by name', async t => {
+    const refused = await server('session', 'open', 'otherdomain')
+    t.equal(refused.exitCode, 11)
+    t.match(refused.stderr, /domain otherdomain is not exported by this source/)
+  })
+
+  t.test('a second serve is refused, and the first goes on', async t => {
+    const second = await server('serve')
+    t.equal(second.exitCode, 30)
+    t.match(second.stderr, /clone-server serve runs already \(pid \d+\)/)
+    t.equal((await server('status')).exitCode, 0)
+  })
+
+  t.test(
+    'a recovery point never goes backwards, and a closed session is not closed twice',
+    async t => {
+      const points: string[] = []
+      for (let round = 0; round < 2; round++) {
+        const opened = await server('session', 'open', 'mydomain', '--json')
+        points.push((JSON.parse(opened.stdout) as { recoveryPoint: string }).recoveryPoint)
+        t.equal((await server('session', 'close', 'mydomain')).exitCode, 0)
+      }
+      t.ok((points[0] ?? '') < (points[1] ?? ''), points.join(' < '))
+      t.match((await server('session', 'close', 'mydomain')).stdout, /was not held/)
+    },
+  )
+
+  t.test('serve merges what is frozen before it stops', async t => {
+    t.equal((await server('session', 'open', 'mydomain')).exitCode, 0)
+    const stopped = await serve.stop()
+    t.equal(stopped.exitCode, 0)
+    t.strictSame(await sourceFaults(lab), [])
+    const without = await lab.source(['nbdinfo', '--size', NBD], { reject: false })
+    t.not(without.exitCode, 0, 'nothing is exported without serve')
+    serve = await startServe(lab)
+  })
+
+  t.test('what a killed serve left is recovered when it starts again', async t => {
+    t.equal((await server('session', 'open', 'mydomain')).exitCode, 0)
+    serve.process.signal('SIGKILL')
+    await serve.process.result
+    t.not((await sourceFaults(lab)).length, 0, 'the overlay is still there')
+    serve = await startServe(lab)
+    await untilOnBases(lab, 30)
+    t.equal((await journalSteps(lab)).at(-1), 'done')
+  })
+
+  t.test(
+    'a guest is thawed within the deadline when serve dies between freeze and thaw',
+    async t => {
+      await serve.stop()
+      const path = await wrapProgram(
+        lab,
+        'virsh',
+        'case " $* " in *" snapshot-create-as "*) touch /run/at-snapshot; sleep 1000;; esac',
+      )
+      const doomed = await startServe(lab, path)
+      const opening = server('session', 'open', 'mydomain')
+      await waitFor(
+        'the freeze',
+        30,
+        async () =>
+          (await lab.source(['ls', '/run/at-snapshot'], { reject: false })).exitCode === 0,
+      )
+      const frozenAt = Date.now()
+      const status = [
+        'virsh',
+        'qemu-agent-command',
+        'mydomain',
+        '{"execute":"guest-fsfreeze-status"}',
+      ]
+      t.match((await lab.source(status)).stdout, /frozen/)
+      doomed.process.signal('SIGKILL')
+      await doomed.process.result
+      await opening
+      await waitFor('the thaw', 13, async () =>
+        (await lab.source(status)).stdout.includes('thawed'),
+      )
+      t.comment(`thawed ${Date.now() - frozenAt} ms after it was seen frozen`)
+      await lab.source(['sh', '-c', 'pkill -f "[s]leep 1000" || true'])
+      serve = await startServe(lab)
+      await untilOnBases(lab, 30)
+    },
+  )
+
+  t.test('a snapshot that fails leaves the source on its bases and says why', async t => {
+    await serve.stop()
+    const path = await wrapProgram(
+      lab,
+      'virsh',
+      'case " $* " in *" snapshot-create-as "*) echo "error: internal error: no snapshot today" >&2; exit 1;; esac',
+    )
+    serve = await startServe(lab, path)
+    const refused = await server('session', 'open', 'mydomain')
+    t.equal(refused.exitCode, 12)
+    t.match(
+      refused.stderr,
+      /no snapshot of disk vda of mydomain: internal error: no snapshot today/,
+    )
+    await serve.stop()
+    serve = await startServe(lab)
+  })
+
+  t.test(
+    'the classic nbd-server daemon with the generated config keeps the same promises',
+    async t => {
+      const { stdout: fragment } = await server('config', 'nbd-server')
+      t.notMatch(fragment, /%/)
+      await lab.writeFile('source', '/etc/nbd-clone/classic.d/clone.conf', fragment)
+      await lab.writeFile(
+        'source',
+        '/etc/nbd-clone/classic.conf',
+        '[generic]\nincludedir = /etc/nbd-clone/classic.d\nlistenaddr = 127.0.0.1\nport = 10810\n',
+      )
+      await lab.source([
+        'nbd-server',
+        '-C',
+        '/etc/nbd-clone/classic.conf',
+        '-p',
+        '/run/classic.pid',
+      ])
+      const uri = 'nbd://127.0.0.1:10810/mydomain/vda'
+      await waitFor(
+        'the classic daemon',
+        10,
+        async () =>
+          (await lab.source(['sh', '-c', 'ss -ltn | grep -q :10810'], { reject: false }))
+            .exitCode === 0,
+      )
+      const merged = serve.count('merged, on its bases')
+      t.equal(
+        (
+          await lab.source(['nbdcopy', '--connections=4', uri, '/tmp/classic.raw'], {
+            timeout: 60_000,
+          })
+        ).exitCode,
+        0,
+      )
+      await untilOnBases(lab, 20)
+      t.equal(serve.count('merged, on its bases') - merged, 1, 'four connections, one merge')
+
+      const killed = lab.spawn('source', [
+        'sh',
+        '-c',
+        `mkdir -p /tmp/f2; exec nbdfuse /tmp/f2/disk ${uri}`,
+      ])
+      await waitFor('the session', 30, async () =>
+        (await server('status')).stdout.includes('frozen'),
+      )
+      killed.signal('SIGKILL')
+      await killed.result
+      await lab.source(['sh', '-c', 'fusermount3 -uz /tmp/f2'], { reject: false })
+      await untilOnBases(lab, 20)
+
+      await serve.stop()
+      t.not(
+        (await lab.source(['nbdinfo', '--size', uri], { reject: false })).exitCode,
+        0,
+        'without serve the hook refuses',
+      )
+      await lab.source(['sh', '-c', 'kill $(cat /run/classic.pid)'])
+      serve = await startServe(lab)
+    },
+  )
+
+  t.test('an unhealthy domain is refused with reason and remedy', async t => {
+    const refusal = async (expect: RegExp): Promise<void> => {
+      await delay(5100)
+      const refused = await server('session', 'open', 'mydomain')
+      t.equal(refused.exitCode, 11, refused.stdout)
+      t.match(refused.stderr, expect)
+    }
+    await lab.source(['virsh', 'destroy', 'mydomain'])
+    await refusal(/domain mydomain is shut off: only a running or paused domain/)
+    await lab.source(['virsh', 'start', 'mydomain'])
+    await waitFor(
+      'the agent',
+      60,
+      async () => (await lab.guest(['true']).catch(() => undefined)) !== undefined,
+    )
+  })
+})
