@@ -41,7 +41,7 @@ trap 'exit 130' INT TERM
 say 'Two hosts, and a guest that writes numbered records to two disks all the time'
 lab up --owner $$
 source_ sh -c 'mkdir -p /etc/nbd-clone; cat > /etc/nbd-clone/source.yaml' <<'YAML'
-listen: { tcp: { host: source, insecure: true } } # plain TCP between two lab hosts; say so or use the unix socket
+listen: { tcp: { host: 10.77.77.1, insecure: true } } # plain TCP between two lab hosts; say so or use the unix socket
 domains: { mydomain: {} }
 YAML
 standby sh -c 'mkdir -p /etc/nbd-clone; cat > /etc/nbd-clone/standby.yaml' <<'YAML'
@@ -58,15 +58,19 @@ done
 echo 'source# virsh domblklist mydomain'
 source_ virsh domblklist mydomain
 
+record() { lab guest tail -n 1 /data/b/records | tr -d ' '; }
+until [ "$(record)" -ge 50 ]; do sleep 1; done
+echo "the guest has written record $(record)"
+
 say 'One recovery point, held so that the frozen bases can be compared afterwards'
 echo 'source# clone-server session open mydomain'
 source_ clone-server session open mydomain
-before=$(lab guest tail -n 1 /data/b/records)
+before=$(record)
 
 say 'The standby pulls it, while the guest goes on writing'
 echo 'standby# clone pull mydomain'
 standby clone pull mydomain
-after=$(lab guest tail -n 1 /data/b/records)
+after=$(record)
 echo "the guest wrote records $before to $after meanwhile"
 [ "$after" -gt "$before" ] || fail 'the guest did not write during the pull'
 
@@ -102,8 +106,8 @@ standby qemu-img convert -f qcow2 -O raw "$clone/vdb.qcow2" /tmp/vdb.raw
 standby e2fsck -fn /tmp/vdb.raw 2>&1
 
 say "The guest's records in the clone are a gapless prefix, and both disks are of one instant"
-standby debugfs -R 'cat /records' "$clone/vda.raw" >"$work/vda" 2>"$work/debugfs"
-standby debugfs -R 'cat /records' /tmp/vdb.raw >"$work/vdb" 2>"$work/debugfs"
+standby debugfs -R 'cat /records' "$clone/vda.raw" 2>"$work/debugfs" | tr -d ' ' >"$work/vda"
+standby debugfs -R 'cat /records' /tmp/vdb.raw 2>"$work/debugfs" | tr -d ' ' >"$work/vdb"
 for disk in vda vdb; do
   last=$(tail -n 1 "$work/$disk")
   seq 1 "$last" | cmp -s - "$work/$disk" || fail "$disk: the records have a gap"

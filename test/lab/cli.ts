@@ -64,7 +64,7 @@ async function status(): Promise<number> {
   const found = await readStatus()
   if (!found) {
     process.stdout.write('no lab is up\n')
-    return 0
+    return 3
   }
   const state = (on: boolean): string => (on ? 'on' : 'off')
   const rows = [
