@@ -60,7 +60,7 @@ t.test('a lab', async t => {
     await using child = lab.spawn('source', [
       'sh',
       '-c',
-      'trap "exit 5" USR1; echo go; sleep 1000 & wait',
+      'trap "kill \$p; exit 5" USR1; sleep 1000 & p=$!; echo go; wait',
     ])
     await new Promise(resolve => child.stdout.once('data', resolve))
     child.signal('SIGUSR1')
