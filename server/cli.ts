@@ -49,8 +49,7 @@ const actions: Actions = {
       process.stdout,
     )
   },
-  async hook({ verb, socket, ...words }) {
-    const params = { ...words, pid: process.ppid }
+  async hook({ verb, socket, ...params }) {
     await askServe(socket, { role: 'hook' }, verb === 'begin' ? 'hook.begin' : 'hook.end', params)
   },
   async status(args) {

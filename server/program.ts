@@ -37,6 +37,7 @@ export interface HookArguments {
   readonly domain: string
   readonly target: string
   readonly token: string | undefined
+  readonly pid: number
 }
 
 /** Builds the parser. Nothing runs before `.parseAsync()`. */
@@ -124,7 +125,12 @@ export function program(argv: readonly string[], actions: Actions): Argv {
           .option('connection', { type: 'string', demandOption: true, describe: 'connection id' })
           .option('domain', { type: 'string', demandOption: true, describe: 'libvirt domain' })
           .option('target', { type: 'string', demandOption: true, describe: "disk's target" })
-          .option('token', { type: 'string', describe: 'token of the session' }),
+          .option('token', { type: 'string', describe: 'token of the session' })
+          .option('pid', {
+            type: 'number',
+            demandOption: true,
+            describe: 'nbd-server process that runs the hook',
+          }),
       args => actions.hook({ ...args, token: args.token }),
     )
     .completion('completion', 'print a completion script for the shell')

@@ -1,6 +1,6 @@
 // Logging for both programs: pino on stderr, pretty on a terminal, JSON lines elsewhere.
 
-import { destination, pino, type Logger } from 'pino'
+import { destination, pino, stdSerializers, type Logger } from 'pino'
 import pretty from 'pino-pretty'
 
 export type Log = Logger
@@ -9,7 +9,13 @@ export type LogLevel = (typeof LOG_LEVELS)[number]
 
 /** @param level what to print; a terminal gets one readable line per step, anything else JSON lines */
 export function createLog(program: string, level: LogLevel): Log {
-  const options = { name: program, level, redact: ['token', '*.token', 'nvram', '*.password'] }
+  const serializers = { err: stdSerializers.err, error: stdSerializers.err }
+  const options = {
+    name: program,
+    level,
+    serializers,
+    redact: ['token', '*.token', 'nvram', '*.password'],
+  }
   if (!process.stderr.isTTY) return pino(options, destination({ fd: 2, sync: true }))
   return pino(
     options,

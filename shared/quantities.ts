@@ -34,6 +34,8 @@ export function formatDuration(milliseconds: number): string {
   return `${Math.floor(hours / 24)}d ${hours % 24}h`
 }
 
+const MAX_DURATION = 20 * 86400_000
+
 /** Config value `4h`, `90s`, `1d`; parsed to milliseconds. A bare number is refused: its unit would be a guess. */
 export const duration = z
   .string()
@@ -42,6 +44,8 @@ export const duration = z
     'a duration is a number with ms, s, m, h, d or w, e.g. 4h',
   )
   .transform(text => ms(text as StringValue))
+  // Node's timers end at 24.8 days, and a zero would mean "no limit" to some of them.
+  .refine(value => value >= 1000 && value <= MAX_DURATION, 'a duration here is from 1s to 20d')
 
 /** Config value `20MiB`; parsed to bytes. */
 export const size = z

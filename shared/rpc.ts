@@ -12,10 +12,37 @@ import {
   type Message,
   type MessageConnection,
 } from 'vscode-jsonrpc/node.js'
+import { z } from 'zod'
 import { Failure, isFailureCode, toFailure } from './failures.ts'
 
 /** contracts.md: gate message at most 4 MiB. */
 export const MAX_MESSAGE = 4 * 1024 * 1024
+
+/**
+ * JSON-RPC 2.0's own shapes and no others: the library trusts what it is handed, and its `$/` methods (cancel, progress)
+ * throw on params that they do not like.
+ */
+const envelope = z.union([
+  z.looseObject({
+    jsonrpc: z.literal('2.0'),
+    method: z.string().regex(/^[A-Za-z][A-Za-z.]{0,99}$/),
+    id: z.union([z.string(), z.number()]).optional(),
+    params: z.record(z.string(), z.unknown()).optional(),
+  }),
+  z.looseObject({
+    jsonrpc: z.literal('2.0'),
+    method: z.never().optional(),
+    id: z.union([z.string(), z.number(), z.null()]),
+    error: z.looseObject({ code: z.number(), message: z.string() }).optional(),
+  }),
+])
+
+function isEnvelope(message: unknown): boolean {
+  return envelope.safeParse(message).success
+}
+
+/** A peer that asks and never reads is cut off when so much waits for it. */
+const MAX_UNREAD = 4 * MAX_MESSAGE
 
 class LineReader extends AbstractMessageReader {
   readonly #input: Readable
@@ -48,7 +75,7 @@ class LineReader extends AbstractMessageReader {
           fail(`peer sent a line that is not JSON: ${JSON.stringify(line.slice(0, 80))}`)
           return
         }
-        if (typeof message !== 'object' || message === null) {
+        if (!isEnvelope(message)) {
           fail('peer sent JSON that is no JSON-RPC message')
           return
         }
@@ -83,8 +110,13 @@ class LineWriter extends AbstractMessageWriter {
   write(message: Message): Promise<void> {
     const line = JSON.stringify(message) + '\n'
     return new Promise(resolve => {
-      if (Buffer.byteLength(line) > MAX_MESSAGE) {
-        this.#output.destroy(new Error(`message over ${MAX_MESSAGE} bytes`))
+      const tooLong = Buffer.byteLength(line) > MAX_MESSAGE
+      if (tooLong || this.#output.writableLength > MAX_UNREAD) {
+        this.#output.destroy(
+          new Error(
+            tooLong ? `message over ${MAX_MESSAGE} bytes` : 'the peer does not read its answers',
+          ),
+        )
         resolve()
         return
       }

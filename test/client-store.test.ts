@@ -4,13 +4,24 @@ import t from 'tap'
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { closeSync, openSync, readFileSync, truncateSync, writeFileSync, writeSync } from 'node:fs'
-import { mkdir, mkdtemp, readdir, readlink, rename, rm, symlink, writeFile } from 'node:fs/promises'
+import {
+  mkdir,
+  mkdtemp,
+  open,
+  readdir,
+  readlink,
+  rename,
+  rm,
+  symlink,
+  writeFile,
+} from 'node:fs/promises'
 import { once } from 'node:events'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { createImage, openImage } from '../client/copy/image.ts'
 import { openPool } from '../client/copy/pool.ts'
 import { verify } from '../client/copy/verify.ts'
+import { writer } from '../client/copy/writer.ts'
 import { freshness, isDue } from '../client/freshness.ts'
 import { CHUNK_SIZE, planPull } from '../client/plan.ts'
 import { repairCurrent } from '../client/store/current.ts'
@@ -178,6 +189,26 @@ t.test('a new image is as large as its disk, and takes no space', async t => {
   )
   t.strictSame([Number(size), Number(blocks)], [10 * CHUNK_SIZE, 0])
   await t.rejects(createImage(file, `${file}.manifest`, 1), { code: 'STANDBY_IO', message: file })
+})
+
+t.test('chunks written at once, in any order, all land where they belong', async t => {
+  const layout = await emptyClone(t)
+  const file = path.join(layout.dir, 'a.raw')
+  const content = randomBytes(30 * CHUNK_SIZE + 777)
+  await using image = await createImage(file, `${file}.manifest`, content.length)
+  const chunks = Array.from({ length: 31 }, (_, at) => (at * 7) % 31)
+  const bytes = (chunk: number) => content.subarray(chunk * CHUNK_SIZE, (chunk + 1) * CHUNK_SIZE)
+  await Promise.all(chunks.map(chunk => image.write(bytes(chunk), chunk * CHUNK_SIZE)))
+  t.ok(readFileSync(file).equals(content))
+})
+
+t.test('every write of a run that fails is told the reason', async t => {
+  const file = await open('/dev/full', 'r+')
+  t.teardown(() => file.close())
+  const write = writer(file, file)
+  const bytes = Buffer.alloc(CHUNK_SIZE)
+  const results = await Promise.allSettled([0, 1, 2, 9].map(at => write(bytes, at * CHUNK_SIZE)))
+  for (const result of results) t.match(result, { status: 'rejected', reason: { code: 'ENOSPC' } })
 })
 
 t.test('a publish leaves one generation, an empty staging and current on it', async t => {

@@ -20,6 +20,19 @@ import { isName, isRecoveryPointId, newRecoveryPointId } from '../shared/names.t
 import { formatDuration, formatSize, parseSize } from '../shared/quantities.ts'
 import { failureToResponse, MAX_MESSAGE, responseToFailure, rpcConnection } from '../shared/rpc.ts'
 
+/** What JSON-RPC is not; the first made the library throw out of our hands. */
+const HOSTILE: unknown[] = [
+  { jsonrpc: '2.0', method: '$/cancelRequest' },
+  { jsonrpc: '2.0', method: '$/progress', params: null },
+  { jsonrpc: '2.0', method: 'hello', params: [1, 2] },
+  { jsonrpc: '2.0', method: 7, id: 1 },
+  { jsonrpc: '2.0', id: {}, result: 1 },
+  { jsonrpc: '1.0', method: 'hello', id: 1 },
+  { method: 'hello', id: 1 },
+  [],
+  {},
+]
+
 t.test('every failure has its own exit status, a meaning and a next step', async t => {
   const rows: FailureRow[] = Object.values(FAILURES)
   t.equal(new Set(rows.map(row => row.exit)).size, rows.length)
@@ -132,6 +145,7 @@ t.test('a peer cannot make us buffer more than one bounded line, nor survive non
     Buffer.alloc(MAX_MESSAGE + 1, 120),
     Buffer.from('not json\n'),
     Buffer.from('17\n'),
+    ...HOSTILE.map(message => Buffer.from(`${JSON.stringify(message)}\n`)),
   ]) {
     const input = new PassThrough()
     const connection = rpcConnection(input, new PassThrough())

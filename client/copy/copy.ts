@@ -1,4 +1,4 @@
-// The copy: every planned chunk is received straight into a slot, and a worker thread hashes and writes it from there.
+// The copy: every planned chunk is received straight into a slot, hashed there by a worker thread, and written from it.
 
 import type { NbdConnection } from '../../shared/nbd/client.ts'
 import { CHUNK_SIZE, chunkLength, type DiskPlan } from '../plan.ts'
@@ -38,14 +38,17 @@ export async function copy(
       signal.throwIfAborted()
       const { plan, connection, image } = disk
       const length = chunkLength(plan.size, chunk)
-      await connection.read(chunk * CHUNK_SIZE, buffer.subarray(0, length))
-      const { fd, direct, manifest } = image
-      const job = { kind: 'store', slot, chunk, size: plan.size, fd, direct, manifest } as const
-      const stored = await pool.run(job).catch((error: unknown) => {
+      const bytes = buffer.subarray(0, length)
+      await connection.read(chunk * CHUNK_SIZE, bytes)
+      try {
+        const { manifest } = image
+        const { zero } = await pool.run({ kind: 'digest', slot, chunk, size: plan.size, manifest })
+        if (!zero) await image.write(bytes, chunk * CHUNK_SIZE)
+        totals.read += length
+        totals.written += zero ? 0 : length
+      } catch (error) {
         throw storeFailure(image.file, error)
-      })
-      totals.read += length
-      totals.written += stored.written
+      }
       onProgress(length)
     }
   }

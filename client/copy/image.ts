@@ -3,6 +3,7 @@
 import { constants } from 'node:fs'
 import { open, type FileHandle } from 'node:fs/promises'
 import { Failure, toFailure } from '../../shared/failures.ts'
+import { writer, type Write } from './writer.ts'
 
 /** Descriptors are plain numbers because the worker threads use them; the owner closes them after the workers ended. */
 export interface OpenImage extends AsyncDisposable {
@@ -11,6 +12,8 @@ export interface OpenImage extends AsyncDisposable {
   /** The same file past the page cache; undefined where the file system has no O_DIRECT. */
   readonly direct: number | undefined
   readonly manifest: number
+  /** Takes page-aligned bytes, which may be shared memory. */
+  readonly write: Write
   /** fsync of image and manifest. */
   sync(): Promise<void>
 }
@@ -51,6 +54,7 @@ async function openFiles(
       fd: image.fd,
       direct: direct?.fd,
       manifest: manifest.fd,
+      write: writer(image, direct ?? image),
       async sync() {
         try {
           await image.sync()

@@ -3,7 +3,7 @@
 import { Worker } from 'node:worker_threads'
 import { Failure } from '../../shared/failures.ts'
 import { CHUNK_SIZE } from '../plan.ts'
-import type { Answer, BadChunk, Job } from './worker.ts'
+import type { Answer, Job, Outcome } from './worker.ts'
 
 /** @types/node leaves this global to the browser's types, which we do not want. */
 declare const WebAssembly: {
@@ -12,7 +12,7 @@ declare const WebAssembly: {
   }
 }
 
-/** Direct I/O blocks its thread, so there are some to hash while others wait for the medium. */
+/** Reading back blocks a thread, so there are some to hash while others wait for the medium. */
 const MAX_THREADS = 4
 /** Chunks that make another thread worth its start. */
 const CHUNKS_PER_THREAD = 16
@@ -24,11 +24,11 @@ export interface Pool extends AsyncDisposable {
   /** Chunk-sized and page-aligned, in shared memory. */
   readonly slots: readonly Uint8Array[]
   /** Runs a job on the least busy thread. Rejects with the errno error of its file operation. */
-  run(job: Job): Promise<{ written: number; bad: readonly BadChunk[] }>
+  run(job: Job): Promise<Outcome>
 }
 
 interface Waiting {
-  readonly resolve: (result: { written: number; bad: readonly BadChunk[] }) => void
+  readonly resolve: (outcome: Outcome) => void
   readonly reject: (error: Error) => void
 }
 

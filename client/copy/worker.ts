@@ -1,39 +1,42 @@
-// The thread that touches payload: tests for zeros, hashes, writes; or reads back and compares. Knows nothing of NBD.
+// The thread that computes over payload: tests for zeros and hashes; or reads back and compares. Knows nothing of NBD.
 
 import { createHash } from 'node:crypto'
-import { readSync, writeSync } from 'node:fs'
+import { readSync } from 'node:fs'
 import { parentPort, workerData } from 'node:worker_threads'
 import { readDigests, writeDigests } from '../store/manifest.ts'
 import { CHUNK_SIZE, chunkLength } from '../plan.ts'
 
-/** Hash a received chunk and write it with its manifest line. */
-export interface StoreJob {
-  readonly kind: 'store'
+/** Hash a received chunk and write its manifest line. */
+export interface DigestJob {
+  readonly kind: 'digest'
   readonly slot: number
   readonly chunk: number
   /** Bytes of the disk. */
   readonly size: number
-  readonly fd: number
-  readonly direct: number | undefined
   readonly manifest: number
 }
 /** Read chunks back and compare each with its manifest line. */
-export interface CheckJob extends Omit<StoreJob, 'kind'> {
+export interface CheckJob extends Omit<DigestJob, 'kind'> {
   readonly kind: 'check'
   readonly count: number
+  readonly fd: number
+  readonly direct: number | undefined
 }
-export type Job = StoreJob | CheckJob
+export type Job = DigestJob | CheckJob
 
 export interface BadChunk {
   readonly chunk: number
   readonly why: 'differs' | 'unreadable' | 'no digest'
 }
+export interface Outcome {
+  /** Of a digest: the chunk is all zeros, so that it can stay a hole. */
+  readonly zero: boolean
+  /** Of a check. */
+  readonly bad: readonly BadChunk[]
+}
 export type Answer =
-  | { readonly id: number; readonly written: number; readonly bad: readonly BadChunk[] }
+  | ({ readonly id: number } & Outcome)
   | { readonly id: number; readonly error: { code: string | undefined; message: string } }
-
-/** O_DIRECT wants lengths in whole blocks; 4 KiB suits every disk. */
-const BLOCK = 4096
 
 const memory = workerData as SharedArrayBuffer
 const zeros = Buffer.alloc(CHUNK_SIZE)
@@ -44,28 +47,12 @@ const isZero = (bytes: Buffer): boolean => bytes.equals(zeros.subarray(0, bytes.
 const zeroDigest = (length: number): string =>
   length === CHUNK_SIZE ? ZERO_DIGEST : digestOf(zeros.subarray(0, length))
 
-/** @returns bytes written; a chunk of zeros stays a hole */
-function store(job: StoreJob): number {
-  const length = chunkLength(job.size, job.chunk)
-  const bytes = Buffer.from(memory, job.slot * CHUNK_SIZE, length)
+function digest({ slot, chunk, size, manifest }: DigestJob): boolean {
+  const length = chunkLength(size, chunk)
+  const bytes = Buffer.from(memory, slot * CHUNK_SIZE, length)
   const zero = isZero(bytes)
-  if (!zero) writeAt(job, bytes)
-  writeDigests(job.manifest, job.chunk, [zero ? zeroDigest(length) : digestOf(bytes)])
-  return zero ? 0 : length
-}
-
-function writeAt(job: StoreJob, bytes: Buffer): void {
-  const offset = job.chunk * CHUNK_SIZE
-  let fd = bytes.length % BLOCK === 0 ? (job.direct ?? job.fd) : job.fd
-  for (let done = 0; done < bytes.length;) {
-    try {
-      done += writeSync(fd, bytes, done, bytes.length - done, offset + done)
-    } catch (error) {
-      // A short direct write leaves an unaligned rest, and some file systems refuse O_DIRECT only here.
-      if (fd === job.fd || (error as NodeJS.ErrnoException).code !== 'EINVAL') throw error
-      fd = job.fd
-    }
-  }
+  writeDigests(manifest, chunk, [zero ? zeroDigest(length) : digestOf(bytes)])
+  return zero
 }
 
 function check(job: CheckJob): BadChunk[] {
@@ -107,9 +94,9 @@ parentPort?.on('message', ({ id, job }: { id: number; job: Job }) => {
   let answer: Answer
   try {
     answer =
-      job.kind === 'store'
-        ? { id, written: store(job), bad: [] }
-        : { id, written: 0, bad: check(job) }
+      job.kind === 'digest'
+        ? { id, zero: digest(job), bad: [] }
+        : { id, zero: false, bad: check(job) }
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException
     answer = { id, error: { code, message } }

@@ -1,5 +1,6 @@
 // source.yaml: what it may say, what it means when it is silent, and the effective settings of one domain.
 
+import path from 'node:path'
 import { z } from 'zod'
 import { layered, readConfig, type Effective } from '../../shared/config.ts'
 import { Failure } from '../../shared/failures.ts'
@@ -10,6 +11,10 @@ const name = z.string().refine(isName, NAME_RULE)
 const absolutePath = z
   .string()
   .regex(/^\/[A-Za-z0-9_.,+:@/-]*$/, 'a path here is absolute, of A-Z a-z 0-9 _ . , + : @ / -')
+  .refine(
+    text => path.posix.resolve(text) === text,
+    'a path here has no //, no .. and no / at its end',
+  )
 
 const LOOPBACK = /^(127\.\d+\.\d+\.\d+|::1|localhost)$/
 
@@ -138,7 +143,7 @@ export interface Paths {
 export function sourcePaths(config: SourceConfig): Paths {
   return {
     serveSocket: `${config.runDir}/serve.sock`,
-    serveLock: `${config.runDir}/serve.lock`,
+    serveLock: `${config.stateDir}/serve.lock`,
     nbdSocket: config.listen.unix ?? `${config.runDir}/nbd.sock`,
     connections: `${config.runDir}/connections`,
     exports: `${config.runDir}/exports`,

@@ -8,7 +8,8 @@ import { VERSION } from '../../shared/version.ts'
 import { domainSettings } from '../config/schema.ts'
 import { exportability, readDomainXml } from '../libvirt/domain-xml.ts'
 import { isAlive, type Lease } from '../session/lease.ts'
-import { exportedSize } from '../session/preflight.ts'
+import { exportedSize } from '../session/images.ts'
+import { readXml } from '../session/preflight.ts'
 import { handle, type Handlers } from '../serve/handle.ts'
 import type { Domains } from '../serve/domains.ts'
 import type { Source } from '../source.ts'
@@ -23,9 +24,18 @@ export function serveGate(
 ): void {
   const log = source.log.child({ client })
 
+  const opened: Lease[] = []
+  connection.onClose(() => {
+    // Nobody is there to be told; a session that was only reserved came to nothing.
+    for (const lease of opened) {
+      lease.notify = () => undefined
+      domains.get(lease.domain).abandon(lease)
+    }
+  })
+
   function leaseOf(token: string): Lease {
-    const found = domains.findLease(token)
-    if (found?.lease.client === client) return found.lease
+    const lease = domains.findLease(token)
+    if (lease?.client === client) return lease
     throw new Failure(
       'SOURCE_REFUSED',
       'the source does not know this token: its serve was restarted, or the session is long over',
@@ -53,14 +63,11 @@ export function serveGate(
     describe: ({ domain }) => describe(source, domains, domain),
     'session.open'({ domain }) {
       const { lease, joined } = domains.get(domain).open(client)
-      lease.notify = reason =>
-        void connection
-          .sendNotification(SESSION_ENDED, {
-            token: lease.token,
-            reason: reason.message,
-            code: reason.code,
-          })
-          .catch(() => undefined)
+      opened.push(lease)
+      lease.notify = reason => {
+        const ended = { token: lease.token, reason: reason.message, code: reason.code }
+        connection.sendNotification(SESSION_ENDED, ended).catch(() => undefined)
+      }
       log.info({ domain, joined }, 'session reserved')
       return { token: lease.token, session: lease.token.slice(0, 8), joined }
     },
@@ -129,7 +136,7 @@ async function describe(
   const settings = domainSettings(source.config, domain)
   const [xml, state] = await Promise.all([
     // While a session is on, libvirt shows our overlays; the disks are those that were there before.
-    session ? session.frozen.info.liveXml : source.virsh.text(['dumpxml', '--domain', domain]),
+    session ? session.frozen.info.liveXml : readXml(source.virsh, domain, []),
     source.virsh.text(['domstate', '--domain', domain]),
   ])
   const read = readDomainXml(xml)

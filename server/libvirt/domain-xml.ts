@@ -17,7 +17,6 @@ export interface DomainDisk {
   /** Path of a file or block device; undefined for an empty drive or another kind. */
   readonly source: string | undefined
   readonly driver: string
-  readonly alias: string | undefined
   readonly readOnly: boolean
   readonly shareable: boolean
   readonly transient: boolean
@@ -80,7 +79,6 @@ function readDisk(disk: Element): DomainDisk {
     type: attribute(disk, 'type') ?? 'file',
     source: attribute(source, 'file') ?? attribute(source, 'dev'),
     driver: attribute(child(disk, 'driver'), 'type') ?? 'raw',
-    alias: attribute(child(disk, 'alias'), 'name'),
     readOnly: child(disk, 'readonly') !== undefined,
     shareable: child(disk, 'shareable') !== undefined,
     transient: child(disk, 'transient') !== undefined,
@@ -88,6 +86,12 @@ function readDisk(disk: Element): DomainDisk {
     hasBacking: child(disk, 'backingStore', 'source') !== undefined,
     hasJob: child(disk, 'mirror') !== undefined,
   }
+}
+
+/** `<nvram>PATH</nvram>`, or since libvirt 8.5 `<nvram type='file'><source file='PATH'/></nvram>`. */
+function nvramFile(nvram: Element | undefined): string | undefined {
+  const plain = nvram?.textContent?.trim()
+  return attribute(child(nvram, 'source'), 'file') ?? (plain === '' ? undefined : plain)
 }
 
 /** Reads what we need of a domain's XML. @throws Failure SOURCE_REFUSED */
@@ -108,7 +112,7 @@ export function readDomainXml(xml: string): DomainXml {
     arch: attribute(type, 'arch') ?? '',
     machine: attribute(type, 'machine') ?? '',
     cpu: attribute(child(root, 'cpu'), 'mode') ?? child(root, 'cpu', 'model')?.textContent ?? '',
-    nvram: child(root, 'os', 'nvram')?.textContent ?? undefined,
+    nvram: nvramFile(child(root, 'os', 'nvram')),
     networks: unique(interfaces.map(one => attribute(child(one, 'source'), 'network'))),
     pools: unique(disks.map(one => attribute(child(one, 'source'), 'pool'))),
     disks: disks.map(readDisk),

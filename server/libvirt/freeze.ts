@@ -2,7 +2,9 @@
 // started that thaws when the deadline passes and goes on until a thaw is confirmed, whatever becomes of us.
 
 import { spawn } from 'node:child_process'
+import { readdir, readFile } from 'node:fs/promises'
 import { setTimeout as delay } from 'node:timers/promises'
+import { Failure } from '../../shared/failures.ts'
 import { reasonOf } from '../../shared/host/run.ts'
 import type { Virsh } from './virsh.ts'
 
@@ -18,35 +20,63 @@ until timeout 15 virsh -q -c "$1" domfsthaw "$2" >/dev/null 2>&1; do
   [ "$(date +%s)" -lt "$end" ] || exit 1
   sleep 1
 done`
+const DEAD_MAN_NAME = 'nbd-clone-dead-man'
 
 export interface DeadMan {
+  /** When it thaws, by performance.now(): a snapshot that is not done by then is not quiesced. */
+  readonly deadline: number
   /** Ends it: only after a confirmed thaw, or when nothing was frozen. */
   dismiss(): void
 }
 
-/** Starts the dead-man for a domain. @param deadlineMs from now until it thaws */
+/** Starts the dead-man for a domain. @param deadlineMs from now until it thaws. @throws Failure SNAPSHOT_FAILED */
 export function startDeadMan(virsh: Virsh, domain: string, deadlineMs: number): DeadMan {
+  const deadline = performance.now() + deadlineMs
   const seconds = String(Math.ceil(deadlineMs / 1000))
   const child = spawn(
     '/bin/sh',
-    ['-c', DEAD_MAN, 'nbd-clone-dead-man', virsh.uri, domain, seconds, String(THAW_FOR_SECONDS)],
+    ['-c', DEAD_MAN, DEAD_MAN_NAME, virsh.uri, domain, seconds, String(THAW_FOR_SECONDS)],
     { detached: true, stdio: 'ignore' },
   )
+  child.on('error', () => undefined)
   child.unref()
-  return {
-    dismiss() {
-      if (child.pid === undefined || child.exitCode !== null) return
-      try {
-        process.kill(-child.pid, 'SIGTERM')
-      } catch {
-        // It ended by itself between the check and the kill.
-      }
-    },
+  const { pid } = child
+  if (pid === undefined)
+    throw new Failure(
+      'SNAPSHOT_FAILED',
+      `domain ${domain} is not frozen: nothing could be started that would thaw it`,
+    )
+  return { deadline, dismiss: () => endGroup(pid) }
+}
+
+/** Dead-men of this domain that are still on duty, of ours or of an earlier serve: process ids. */
+export async function deadMenOnDuty(domain: string): Promise<number[]> {
+  const pids = (await readdir('/proc')).filter(name => /^\d+$/.test(name))
+  const found = await Promise.all(
+    pids.map(async pid => {
+      const words = (await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '')).split('\0')
+      const at = words.indexOf(DEAD_MAN_NAME)
+      return at !== -1 && words[at + 2] === domain ? Number(pid) : undefined
+    }),
+  )
+  return found.filter(pid => pid !== undefined)
+}
+
+/** A dead-man leads its own process group, with its sleep and virsh in it. */
+export function endGroup(leader: number): void {
+  try {
+    process.kill(-leader, 'SIGTERM')
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error
   }
 }
 
 /** libvirt's words for "the request never reached a guest agent", so nothing was frozen. */
 const NO_AGENT = /guest agent is not configured|guest agent is not connected|is not running/i
+
+export function isNoAgent(reason: string): boolean {
+  return NO_AGENT.test(reason)
+}
 
 export type FreezeResult =
   | { readonly kind: 'frozen' }
@@ -64,7 +94,7 @@ export async function freeze(
   const result = await virsh.run(['domfsfreeze', domain], deadlineMs)
   if (result.exitCode === 0) return { kind: 'frozen' }
   const reason = reasonOf(result)
-  return { kind: NO_AGENT.test(reason) ? 'no agent' : 'unknown', reason }
+  return { kind: isNoAgent(reason) ? 'no agent' : 'unknown', reason }
 }
 
 /**

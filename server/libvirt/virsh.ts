@@ -44,7 +44,15 @@ export function createVirsh(uri: string): Virsh {
       const refused = qmpError.safeParse(reply)
       if (refused.success)
         throw new Failure('SOURCE_REFUSED', `QEMU ${command.execute}: ${refused.data.error.desc}`)
-      return shape.parse(qmpReply.parse(reply).return)
+      const answer = shape.safeParse(qmpReply.parse(reply).return)
+      if (answer.success) return answer.data
+      throw new Failure(
+        'SOURCE_REFUSED',
+        `QEMU ${command.execute}: an answer that is not understood`,
+        {
+          cause: answer.error,
+        },
+      )
     },
   }
 }

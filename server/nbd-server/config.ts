@@ -53,7 +53,8 @@ function hook(verb: 'begin' | 'end', connection: string, socket: string, section
     checkName('target', section.target),
     ...(section.token === undefined ? [] : ['--token', checkName('token', section.token)]),
   ]
-  return `exec ${words.map(word).join(' ')} </dev/null`
+  // The shell is nbd-server's child, so its $PPID names the connection's process before anything can orphan the hook.
+  return `exec ${words.map(word).join(' ')} --pid $PPID </dev/null`
 }
 
 /** The sections of a domain's disks: by target, by token, and `DOMAIN` alone when there is one disk. */

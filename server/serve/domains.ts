@@ -2,22 +2,26 @@
 
 import { readdir } from 'node:fs/promises'
 import { Failure, toFailure } from '../../shared/failures.ts'
+import { checkName } from '../../shared/names.ts'
 import { domainSettings } from '../config/schema.ts'
-import { exportability, readDomainXml } from '../libvirt/domain-xml.ts'
+import { exportability, readDomainXml, type DomainXml } from '../libvirt/domain-xml.ts'
 import { createDomainSessions, type DomainSessions } from '../session/domain.ts'
-import { isOpen, readJournal } from '../session/journal.ts'
 import type { Lease } from '../session/lease.ts'
-import { settle } from '../session/settle.ts'
+import { createQueue } from '../session/queue.ts'
+import { recoverJournal } from '../session/recover.ts'
+import { readXml } from '../session/preflight.ts'
 import type { Source } from '../source.ts'
 
 export interface Domains {
   /** @throws Failure SOURCE_REFUSED when the domain is not listed in source.yaml */
   get(domain: string): DomainSessions
   all(): readonly DomainSessions[]
-  /** Targets that the domain exports now; empty when libvirt does not know it. */
+  /** Targets that the domain exports now. @throws Failure SOURCE_REFUSED when libvirt does not say */
   targets(domain: string): Promise<readonly string[]>
-  findLease(token: string): { sessions: DomainSessions; lease: Lease } | undefined
-  /** Settles every journal that is open, of domains that are no longer listed too. */
+  findLease(token: string): Lease | undefined
+  /** Settles the domain's journal, also of a domain that is no longer listed. */
+  recover(domain: string): ReturnType<DomainSessions['recover']>
+  /** Settles every journal that is open. Never rejects; one at a time. */
   recoverAll(): Promise<void>
 }
 
@@ -30,29 +34,38 @@ export function createDomains(source: Source): Domains {
     Object.keys(config.domains).map(name => [name, createDomainSessions(source, name)]),
   )
   const known = new Map<string, { at: number; targets: Promise<readonly string[]> }>()
+  const unlisted = createQueue()
+  let recovering: Promise<void> | undefined
 
-  async function readTargets(domain: string): Promise<readonly string[]> {
-    const result = await virsh.run(['dumpxml', '--domain', domain])
-    if (result.exitCode !== 0) return []
-    const { disks } = domainSettings(config, domain)
-    return readDomainXml(result.stdout)
-      .disks.filter(
-        disk => exportability(domain, disk, disks[disk.target]?.exclude === true).kind !== 'leave',
-      )
-      .map(disk => disk.target)
+  /** During a session libvirt shows our overlays; the disks are those that were there before. */
+  async function xmlOf(domain: string): Promise<DomainXml> {
+    const session = sessions.get(domain)?.current()
+    return readDomainXml(session ? session.frozen.info.liveXml : await readXml(virsh, domain, []))
   }
 
-  async function recoverUnlisted(): Promise<void> {
+  async function recover(domain: string): ReturnType<DomainSessions['recover']> {
+    const listed = sessions.get(domain)
+    if (listed) return listed.recover()
+    checkName('domain', domain)
+    return unlisted(async () =>
+      (await recoverJournal(source, domain)) ? 'recovered' : 'nothing to do',
+    )
+  }
+
+  async function recoverEach(): Promise<void> {
     const files = await readdir(paths.journals).catch(() => [])
-    for (const file of files.filter(name => name.endsWith('.journal'))) {
-      const domain = file.slice(0, -'.journal'.length)
-      if (sessions.has(domain)) continue
-      const journal = await readJournal(paths.journals, domain)
-      if (journal && isOpen(journal)) await settle(source, journal)
-    }
+    const left = files
+      .filter(name => name.endsWith('.journal'))
+      .map(name => name.slice(0, -'.journal'.length))
+    const attempts = left.map(domain =>
+      recover(domain).catch((error: unknown) => {
+        log.error({ domain, error: toFailure(error) }, 'not recovered, its exports are blocked')
+      }),
+    )
+    await Promise.all(attempts)
   }
 
-  const domains: Domains = {
+  return {
     get(domain) {
       const found = sessions.get(domain)
       if (found) return found
@@ -62,35 +75,33 @@ export function createDomains(source: Source): Domains {
       })
     },
     all: () => [...sessions.values()],
-    async targets(domain) {
+    targets(domain) {
       const cached = known.get(domain)
       if (cached && Date.now() - cached.at < TARGETS_FRESH_MS) return cached.targets
-      const targets = readTargets(domain).catch(() => [])
+      const { disks } = domainSettings(config, domain)
+      const targets = xmlOf(domain).then(xml =>
+        xml.disks
+          .filter(
+            disk =>
+              exportability(domain, disk, disks[disk.target]?.exclude === true).kind !== 'leave',
+          )
+          .map(disk => disk.target),
+      )
       known.set(domain, { at: Date.now(), targets })
+      targets.catch(() => known.delete(domain))
       return targets
     },
     findLease(token) {
       for (const one of sessions.values()) {
         const lease = one.leases().find(other => other.token === token)
-        if (lease) return { sessions: one, lease }
+        if (lease) return lease
       }
       return undefined
     },
-    async recoverAll() {
-      const attempts = [...sessions.values()].map(one => ({
-        what: one.domain,
-        run: () => one.recover(),
-      }))
-      for (const { what, run } of [...attempts, { what: 'unlisted domains', run: recoverUnlisted }])
-        try {
-          await run()
-        } catch (error) {
-          log.error(
-            { domain: what, reason: toFailure(error).message },
-            'recovery failed, exports of it are blocked',
-          )
-        }
+    recover,
+    recoverAll() {
+      recovering ??= recoverEach().finally(() => (recovering = undefined))
+      return recovering
     },
   }
-  return domains
 }

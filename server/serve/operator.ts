@@ -30,6 +30,7 @@ export function operatorHandlers(source: Source, domains: Domains): Handlers {
       const held = sessions
         .leases()
         .filter(lease => lease.kind === 'operator' && lease.state === 'live')
+      if (session?.state === 'merging') await session.over
       if (!session || held.length === 0) return { state: 'not held', disks: [] }
       for (const lease of held) sessions.release(lease)
       if (session.state === 'frozen') return { state: 'kept', disks: [] }
@@ -38,7 +39,7 @@ export function operatorHandlers(source: Source, domains: Domains): Handlers {
       return { state: 'merged', disks: [...session.settled] }
     },
     async 'operator.recover'({ domain }) {
-      return { result: await domains.get(domain).recover() }
+      return { result: await domains.recover(domain) }
     },
   }
 }

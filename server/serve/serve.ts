@@ -1,9 +1,10 @@
 // clone-server serve: the one owner of sessions, journals, virsh and every nbd-server on this source.
 
 import { randomUUID } from 'node:crypto'
-import { chmod, mkdir, readFile, rm } from 'node:fs/promises'
+import { chmod, lstat, mkdir, readFile, rm } from 'node:fs/promises'
 import type { Server, Socket } from 'node:net'
 import { setTimeout as delay } from 'node:timers/promises'
+import type { MessageConnection } from 'vscode-jsonrpc/node.js'
 import { Cleanup } from '../../shared/cleanup.ts'
 import { Failure, toFailure } from '../../shared/failures.ts'
 import { writeDurably } from '../../shared/host/durable.ts'
@@ -12,7 +13,7 @@ import type { Paths } from '../config/schema.ts'
 import { serveGate } from '../gate/methods.ts'
 import type { Source } from '../source.ts'
 import { createConnections } from './connections.ts'
-import { createDomains } from './domains.ts'
+import { createDomains, type Domains } from './domains.ts'
 import { handle } from './handle.ts'
 import { operatorHandlers } from './operator.ts'
 import { controlServer } from './socket.ts'
@@ -28,6 +29,8 @@ export async function serve(source: Source, signal: AbortSignal, ready: () => vo
   const { paths, log, config } = source
   await using cleanup = new Cleanup()
 
+  // Nothing that serve makes is for others, from its first moment on.
+  process.umask(0o077)
   await makeDirectories(paths)
   const lock = tryLock(paths.serveLock, `pid ${process.pid}`)
   if (typeof lock !== 'function')
@@ -48,13 +51,14 @@ export async function serve(source: Source, signal: AbortSignal, ready: () => vo
     else if (role.role === 'operator') handle(connection, operatorHandlers(source, domains))
     else
       handle(connection, {
-        'hook.begin': async params => (await connections.begin(params), {}),
+        'hook.begin': async params => (await connections.begin(params, closed(connection)), {}),
         'hook.end': async params => (await connections.end(params), {}),
       })
   })
   await listen(control, paths.serveSocket, cleanup)
-  await domains.recoverAll()
-  cleanup.defer(() => endAll())
+  // A domain that cannot be recovered must not keep the others from being served: each begin recovers its own first.
+  void domains.recoverAll()
+  cleanup.defer(() => stopAll(domains))
 
   await listen(connections.listener(), paths.nbdSocket, cleanup)
   if (config.listen.tcp) await listen(connections.listener(), config.listen.tcp, cleanup)
@@ -64,14 +68,10 @@ export async function serve(source: Source, signal: AbortSignal, ready: () => vo
   )
   ready()
 
-  async function endAll(): Promise<void> {
-    const stopping = new Failure('SOURCE_REFUSED', 'clone-server serve on the source is stopping')
-    await Promise.all(domains.all().map(one => one.end(stopping)))
-  }
-
   let recovered = Date.now()
   while (!signal.aborted) {
     for (const one of domains.all()) one.tick()
+    connections.tick()
     if (Date.now() - recovered > RECOVER_EVERY_MS) {
       recovered = Date.now()
       void domains.recoverAll()
@@ -79,6 +79,21 @@ export async function serve(source: Source, signal: AbortSignal, ready: () => vo
     await delay(TICK_MS, undefined, { signal }).catch(() => undefined)
   }
   log.info('stopping: ending sessions and merging')
+}
+
+/** Ends every session and waits for all merges. @throws Failure of the first that failed */
+async function stopAll(domains: Domains): Promise<void> {
+  const stopping = new Failure('SOURCE_REFUSED', 'clone-server serve on the source is stopping')
+  const stopped = await Promise.allSettled(domains.all().map(one => one.stop(stopping)))
+  await domains.recoverAll()
+  for (const one of stopped) if (one.status === 'rejected') throw toFailure(one.reason)
+}
+
+/** Aborts when the connection closes. */
+function closed(connection: MessageConnection): AbortSignal {
+  const controller = new AbortController()
+  connection.onClose(() => controller.abort())
+  return controller.signal
 }
 
 async function makeDirectories(paths: Paths): Promise<void> {
@@ -92,11 +107,24 @@ async function makeDirectories(paths: Paths): Promise<void> {
 
 /** This source's identity, made once; clones are bound to it. */
 async function readHostId(file: string): Promise<string> {
-  const known = await readFile(file, 'utf8').catch(() => '')
+  const known = await readFile(file, 'utf8').catch((error: unknown) => {
+    const { code } = error as NodeJS.ErrnoException
+    if (code === 'ENOENT') return ''
+    throw new Failure('USAGE', `cannot read ${file}: ${code ?? String(error)}`, {
+      cause: error,
+    })
+  })
   if (known.trim() !== '') return known.trim()
   const made = randomUUID()
   await writeDurably(file, `${made}\n`)
   return made
+}
+
+async function removeSocket(path: string): Promise<void> {
+  const found = await lstat(path).catch(() => undefined)
+  if (found && !found.isSocket())
+    throw new Failure('USAGE', `cannot listen on ${path}: it is there and is no socket`)
+  await rm(path, { force: true })
 }
 
 async function listen(
@@ -106,7 +134,7 @@ async function listen(
 ): Promise<void> {
   const path = typeof address === 'string' ? address : undefined
   // The lock says that no other serve lives, so a socket file that is there was left by a killed one.
-  if (path !== undefined) await rm(path, { force: true })
+  if (path !== undefined) await removeSocket(path)
   await new Promise<void>((resolve, reject) => {
     server.once('error', (error: NodeJS.ErrnoException) => {
       const where = typeof address === 'string' ? address : `${address.host}:${address.port}`

@@ -1,13 +1,20 @@
 // Freezes a domain: from "on its bases" to "all writes go to overlays", every step first recorded, then done, then checked.
 // docs/architecture.md numbers these same steps.
 
-import { Failure } from '../../shared/failures.ts'
+import { Failure, toFailure } from '../../shared/failures.ts'
 import { reasonOf, run } from '../../shared/host/run.ts'
 import { newRecoveryPointId } from '../../shared/names.ts'
 import type { RecoveryPoint, SessionDisk, SessionInfo } from '../../shared/gate.ts'
 import { domainSettings, type DomainSettings } from '../config/schema.ts'
 import { readHostFacts } from '../libvirt/facts.ts'
-import { freeze, startDeadMan, thaw, type DeadMan } from '../libvirt/freeze.ts'
+import {
+  deadMenOnDuty,
+  endGroup,
+  freeze,
+  startDeadMan,
+  thaw,
+  type DeadMan,
+} from '../libvirt/freeze.ts'
 import { readChains } from '../libvirt/graph.ts'
 import { takeSnapshot } from '../libvirt/snapshot.ts'
 import type { Source } from '../source.ts'
@@ -17,8 +24,10 @@ import {
   startJournal,
   type Journal,
   type SessionDiskRecord,
+  type Step,
 } from './journal.ts'
-import { exportedSize, preflight } from './preflight.ts'
+import { exportedSize } from './images.ts'
+import { preflight } from './preflight.ts'
 import { settle } from './settle.ts'
 
 /** A domain whose bases are frozen. */
@@ -93,11 +102,10 @@ export async function begin(source: Source, domain: string): Promise<Frozen> {
     }
   } catch (error) {
     log.error({ domain, recoveryPoint: id, error }, 'could not freeze, rolling back')
-    const written = await readJournal(paths.journals, domain)
-    await settle(source, written ?? journal)
-    throw error instanceof Failure
-      ? error
-      : new Failure('SNAPSHOT_FAILED', String(error), { cause: error })
+    await settle(source, (await readJournal(paths.journals, domain)) ?? journal)
+    const failure = toFailure(error)
+    if (failure.code === 'SNAPSHOT_FAILED') throw failure
+    throw new Failure('SNAPSHOT_FAILED', failure.message, { cause: error, remedy: failure.remedy })
   }
 }
 
@@ -117,39 +125,30 @@ async function snapshotQuiesced(
   const { virsh, log } = source
   const { domain, disks, recoveryPoint } = journal.intent
   const started = Date.now()
-  let deadMan: DeadMan | undefined
-  let frozen = false
+  const deadMan =
+    settings.quiesce === 'off'
+      ? undefined
+      : await freezeGuest(source, settings, domain, () => record('freeze'))
 
-  if (settings.quiesce !== 'off') {
-    journal = await recordStep(journal, 'freeze')
-    deadMan = startDeadMan(virsh, domain, settings.freezeDeadline)
-    const result = await freeze(virsh, domain, settings.freezeDeadline)
-    frozen = result.kind === 'frozen'
-    if (result.kind === 'unknown') await thawForCertain(source, domain, deadMan)
-    if (!frozen) {
-      const reason = result.kind === 'frozen' ? '' : result.reason
-      if (result.kind === 'no agent') deadMan.dismiss()
-      if (settings.quiesce === 'required')
-        throw new Failure('SNAPSHOT_FAILED', `domain ${domain} could not be frozen: ${reason}`, {
-          remedy: 'start qemu-guest-agent in the guest, or set quiesce: auto in source.yaml',
-        })
-      log.warn({ domain, reason }, 'not frozen, the recovery point is crash-consistent')
-    }
+  async function record(step: Step): Promise<void> {
+    journal = await recordStep(journal, step)
   }
 
-  journal = await recordStep(journal, 'snapshot')
+  await record('snapshot')
   const snapshotStarted = Date.now()
   const result = await takeSnapshot(virsh, domain, `nbd-clone-${recoveryPoint}`, [
     ...disks.map(({ target, overlay }) => ({ target, overlay })),
     ...left.map(target => ({ target, overlay: undefined })),
   ])
   const snapshotMs = Date.now() - snapshotStarted
+  // Past its deadline the dead-man may have thawed before the snapshot was taken.
+  const quiesced = deadMan !== undefined && performance.now() < deadMan.deadline
 
-  if (frozen && deadMan) {
-    journal = await recordStep(journal, 'thaw')
+  if (deadMan) {
+    await record('thaw')
     await thawForCertain(source, domain, deadMan)
   }
-  const freezeMs = frozen ? Date.now() - started : 0
+  const freezeMs = deadMan ? Date.now() - started : 0
 
   // The exit status is a hint; whether every disk writes to its overlay is read from QEMU.
   const chains = await readChains(virsh, domain)
@@ -161,7 +160,58 @@ async function snapshotQuiesced(
       'SNAPSHOT_FAILED',
       `no snapshot of disk ${missed.target} of ${domain}: ${reasonOf(result)}`,
     )
-  return { journal, consistency: frozen ? 'quiesced' : 'crash', times: { freezeMs, snapshotMs } }
+  if (!quiesced && settings.quiesce === 'required')
+    throw new Failure(
+      'SNAPSHOT_FAILED',
+      `domain ${domain}: the snapshot took ${snapshotMs} ms, past the freeze deadline`,
+    )
+  if (!quiesced && deadMan)
+    log.warn(
+      { domain, snapshotMs },
+      'the freeze deadline passed, the recovery point is crash-consistent',
+    )
+  return { journal, consistency: quiesced ? 'quiesced' : 'crash', times: { freezeMs, snapshotMs } }
+}
+
+/**
+ * Freezes the guest under a dead-man; undefined when it is not frozen and the policy can live with that.
+ * @throws Failure SNAPSHOT_FAILED
+ */
+async function freezeGuest(
+  source: Source,
+  settings: DomainSettings,
+  domain: string,
+  record: () => Promise<void>,
+): Promise<DeadMan | undefined> {
+  const { virsh, log } = source
+  await relieveDeadMen(source, domain)
+  await record()
+  const deadMan = startDeadMan(virsh, domain, settings.freezeDeadline)
+  const result = await freeze(virsh, domain, settings.freezeDeadline)
+  if (result.kind === 'frozen') return deadMan
+  if (result.kind === 'no agent') deadMan.dismiss()
+  else await thawForCertain(source, domain, deadMan)
+  if (settings.quiesce === 'required')
+    throw new Failure('SNAPSHOT_FAILED', `domain ${domain} could not be frozen: ${result.reason}`, {
+      remedy: 'start qemu-guest-agent in the guest, or set quiesce: auto in source.yaml',
+    })
+  log.warn({ domain, reason: result.reason }, 'not frozen, the recovery point is crash-consistent')
+  return undefined
+}
+
+/** A dead-man that an earlier begin left on duty would thaw this one's freeze: confirm its thaw first, then end it. */
+async function relieveDeadMen(source: Source, domain: string): Promise<void> {
+  const left = await deadMenOnDuty(domain)
+  if (left.length === 0) return
+  if (!(await thaw(source.virsh, domain, THAW_PATIENCE_MS)))
+    throw new Failure(
+      'SNAPSHOT_FAILED',
+      `the guest of ${domain} does not confirm that it is thawed from an earlier freeze`,
+      {
+        remedy: `virsh domfsthaw ${domain}`,
+      },
+    )
+  left.forEach(endGroup)
 }
 
 /** Thaws until libvirt confirms it, then dismisses the dead-man; unconfirmed, the dead-man stays on duty. */

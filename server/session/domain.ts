@@ -5,10 +5,10 @@ import { Failure, toFailure } from '../../shared/failures.ts'
 import { domainSettings } from '../config/schema.ts'
 import type { Source } from '../source.ts'
 import { begin } from './begin.ts'
-import { isOpen, readJournal } from './journal.ts'
 import { createLease, isAlive, LEASE_IDLE_MS, LEASE_LAPSE_MS, type Lease } from './lease.ts'
 import { makeLink, removeLink } from './links.ts'
 import { createQueue } from './queue.ts'
+import { recoverJournal } from './recover.ts'
 import { createSession, isHeld, isJoinable, type Member, type Session } from './session.ts'
 import { settle } from './settle.ts'
 
@@ -16,7 +16,7 @@ export interface DomainSessions {
   readonly domain: string
   current(): Session | undefined
   leases(): readonly Lease[]
-  /** Reserves a lease; it joins a frozen session that may be joined. */
+  /** Reserves a lease; it joins a frozen session that may be joined. @throws Failure SOURCE_REFUSED over the cap */
   open(client: string): { lease: Lease; joined: boolean }
   /** Freezes now, or joins, and holds the session for stock clients until `release`. */
   hold(client: string): Promise<Lease>
@@ -26,67 +26,68 @@ export interface DomainSessions {
   leave(memberId: string): Promise<Session | undefined>
   /** The client has read everything. @throws Failure unless its session is still frozen */
   release(lease: Lease): string
+  /** Ends a lease that came to nothing before it had a session. */
+  abandon(lease: Lease): void
   /** Settles what an earlier run left. Never while a session is on. */
   recover(): Promise<'nothing to do' | 'recovered' | 'in session'>
-  /** Ends the current session, whoever holds it, and returns when it is merged. */
-  end(reason: Failure): Promise<void>
-  /** Called every second: lapses leases, reaps gone connections, ends sessions over their limits. */
+  /** Lets nobody in any more, ends what is on and returns when it is merged. @throws Failure when it is not */
+  stop(reason: Failure): Promise<void>
+  /** Called every second: lapses leases, lets gone connections go, ends sessions over their limits. */
   tick(): void
 }
 
 const AGE_OF_MEMORY_MS = 3600_000
+/** More than a client with retries needs, few enough that a mad one costs nothing. */
+const LEASES_PER_CLIENT = 8
 
 export function createDomainSessions(source: Source, domain: string): DomainSessions {
-  const { log, paths } = source
+  const { log } = source
   const exclusive = createQueue()
   const settings = domainSettings(source.config, domain)
   const leases = new Map<string, Lease>()
   let current: Session | undefined
+  let stopping: Failure | undefined
 
-  async function recoverLeftover(): Promise<boolean> {
-    const journal = await readJournal(paths.journals, domain)
-    if (!journal || !isOpen(journal)) return false
-    log.warn({ domain, session: journal.intent.session }, 'recovering what an earlier run left')
-    await settle(source, journal)
-    return true
-  }
-
-  /** Joins or begins; undefined means: another session must end first. */
+  /** Joins or begins; undefined means: another session must end first. Runs in the queue. */
   async function enter(): Promise<Session | undefined> {
+    if (stopping) throw stopping
     if (current) return isJoinable(current) ? current : undefined
-    await recoverLeftover()
-    const frozen = await begin(source, domain)
-    current = createSession(domain, frozen)
+    await recoverJournal(source, domain)
+    current = createSession(domain, await begin(source, domain))
     return current
   }
 
-  /** Repeats an attempt until it gives a session, waiting for the one before to end, bounded. */
-  async function enterInTime<T>(attempt: () => Promise<T | undefined>): Promise<T> {
-    const end = Date.now() + settings.mergeWait
-    const late = new AbortController()
-    const timer = delay(settings.mergeWait, undefined, { signal: late.signal, ref: false }).then(
-      () => 'late' as const,
-      () => 'late' as const,
-    )
+  /** Repeats an attempt until it gives something, waiting for the session before to end; bounded. */
+  async function inTime<T>(attempt: (late: () => boolean) => Promise<T | undefined>): Promise<T> {
+    const over = new AbortController()
+    const late = delay(settings.mergeWait, 'late' as const, {
+      signal: over.signal,
+      ref: false,
+    }).catch(() => 'late' as const)
+    let isLate = false
     try {
       for (;;) {
-        const guarded = exclusive(() => (Date.now() < end ? attempt() : Promise.resolve(undefined)))
-        guarded.catch(() => undefined)
-        const got = await Promise.race([guarded, timer])
+        const turn = exclusive(() => (isLate ? Promise.resolve(undefined) : attempt(() => isLate)))
+        turn.catch(() => undefined)
+        const got = await Promise.race([turn, late])
         if (got !== undefined && got !== 'late') return got
-        if (current) await Promise.race([current.over, timer])
-        if (Date.now() >= end || got === 'late')
-          throw new Failure(
-            'SOURCE_REFUSED',
-            `domain ${domain} is busy: an earlier session is not merged yet`,
-            {
-              remedy: `try again later; on the source run: clone-server status`,
-            },
-          )
+        const waited = got === 'late' ? got : await Promise.race([current?.over, late])
+        if (waited !== 'late') continue
+        throw new Failure('SOURCE_REFUSED', `domain ${domain} is busy: ${whatKeepsIt()}`, {
+          remedy: 'try again later; on the source run: clone-server status',
+        })
       }
     } finally {
-      late.abort()
+      isLate = true
+      over.abort()
     }
+  }
+
+  function whatKeepsIt(): string {
+    if (!current) return 'it is recovering, or being frozen'
+    return current.state === 'frozen'
+      ? "another client's session is on"
+      : 'its last session is being merged'
   }
 
   function bind(lease: Lease, session: Session): void {
@@ -96,23 +97,31 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
     session.leases.add(lease)
   }
 
-  async function admitNow(member: Member): Promise<Session | undefined> {
+  function overFailure(lease: Lease | undefined): Failure {
+    const why = lease?.reason ? `: ${lease.reason.message}` : ''
+    return new Failure('SOURCE_REFUSED', `the session of this token is over${why}`)
+  }
+
+  /** One connection's attempt to get in. Runs in the queue. */
+  async function admitNow(member: Member, late: () => boolean): Promise<Session | undefined> {
     const lease = member.token === undefined ? undefined : leases.get(member.token)
-    if (member.token !== undefined && (!lease || !isAlive(lease)))
-      throw new Failure(
-        'SOURCE_REFUSED',
-        `the session of this token is over${lease?.reason ? `: ${lease.reason.message}` : ''}`,
-      )
-    if (lease?.session && lease.session.state !== 'frozen')
-      throw new Failure('SOURCE_REFUSED', 'the session of this token is over')
-    const session = lease?.session ?? (await enter())
+    if (member.token !== undefined && (!lease || !isAlive(lease))) throw overFailure(lease)
+    if (lease?.session && lease.session.state !== 'frozen') throw overFailure(lease)
+    const session =
+      lease?.session ??
+      (await enter().catch((error: unknown) => {
+        // The client's other connections need not freeze the guest again to hear the same.
+        if (lease) endLease(lease, 'ended', toFailure(error))
+        throw error
+      }))
     if (!session) return undefined
-    const disk = session.frozen.disks.find(one => one.target === member.target)
     try {
+      const disk = session.frozen.disks.find(one => one.target === member.target)
       if (!disk)
         throw new Failure('SOURCE_REFUSED', `domain ${domain} exports no disk ${member.target}`)
+      if (lease && !isAlive(lease)) throw overFailure(lease)
+      if (member.isGone() || late()) throw new Failure('SOURCE_REFUSED', 'the connection went away')
       if (lease && !lease.session) bind(lease, session)
-      if (member.gone) throw new Failure('SOURCE_REFUSED', 'the connection went away')
       await makeLink(member.link, disk.base)
       session.members.set(member.id, member)
       return session
@@ -126,15 +135,16 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
     if (session.state === 'frozen' && !isHeld(session)) void merge(session)
   }
 
-  /** Reap readers, remove links, merge. The state changes at once, the work waits for its turn. */
+  /** Reap readers, remove links, merge. The state changes at once, the work waits for its turn. Never rejects. */
   function merge(session: Session): Promise<void> {
     if (session.state !== 'frozen') return session.over
     session.state = 'merging'
     void exclusive(async () => {
       const { journal, recoveryPoint } = session.frozen
       try {
-        for (const member of session.members.values()) await removeLink(member.link)
-        await Promise.all([...session.members.values()].map(one => one.reap()))
+        const members = [...session.members.values()]
+        await Promise.all(members.map(member => removeLink(member.link)))
+        await Promise.all(members.map(member => member.reap()))
         session.settled = await settle(source, journal)
         session.state = 'merged'
       } catch (error) {
@@ -153,12 +163,13 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
     lease.state = state
     lease.reason = reason
     const { session } = lease
+    if (session) {
+      session.leases.delete(lease)
+      for (const member of session.members.values())
+        if (member.token === lease.token) member.reap().catch(unexpected)
+      endIfUnheld(session)
+    }
     if (reason) lease.notify(reason)
-    if (!session) return
-    session.leases.delete(lease)
-    for (const member of session.members.values())
-      if (member.token === lease.token) void member.reap()
-    endIfUnheld(session)
   }
 
   async function endSession(session: Session, reason: Failure): Promise<void> {
@@ -171,33 +182,22 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
     } else await session.over
   }
 
+  function unexpected(error: unknown): void {
+    log.error({ domain, error }, 'unexpected')
+  }
+
   function checkLease(lease: Lease, now: number): void {
     if (lease.kind === 'gate' && isAlive(lease)) {
-      const connections = [...(lease.session?.members.values() ?? [])].filter(
-        one => one.token === lease.token,
-      )
-      if (connections.length > 0) lease.idleSince = now
-      if (now - lease.renewedAt > LEASE_LAPSE_MS)
-        endLease(
-          lease,
-          'ended',
-          new Failure(
-            'SOURCE_REFUSED',
-            'the lease lapsed: the client sent no sign of life for 30 s',
-          ),
-        )
+      const members = [...(lease.session?.members.values() ?? [])]
+      if (members.some(member => member.token === lease.token)) lease.idleSince = now
+      const lapse = (why: string): void =>
+        endLease(lease, 'ended', new Failure('SOURCE_REFUSED', `the lease lapsed: ${why}`))
+      if (now - lease.renewedAt > LEASE_LAPSE_MS) lapse('the client sent no sign of life for 30 s')
       else if (lease.session && now - lease.idleSince > LEASE_IDLE_MS)
-        endLease(
-          lease,
-          'ended',
-          new Failure('SOURCE_REFUSED', 'the lease lapsed: it had no connection for 60 s'),
-        )
+        lapse('it had no connection for 60 s')
     }
-    if (
-      !isAlive(lease) &&
-      lease.session?.state !== 'merging' &&
-      now - lease.renewedAt > AGE_OF_MEMORY_MS
-    )
+    const settled = lease.session?.state !== 'frozen' && lease.session?.state !== 'merging'
+    if (!isAlive(lease) && settled && now - lease.renewedAt > AGE_OF_MEMORY_MS)
       leases.delete(lease.token)
   }
 
@@ -206,22 +206,36 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
     current: () => current,
     leases: () => [...leases.values()],
     open(client) {
+      if (stopping) throw stopping
+      const living = [...leases.values()].filter(lease => lease.client === client && isAlive(lease))
+      if (living.length >= LEASES_PER_CLIENT)
+        throw new Failure(
+          'SOURCE_REFUSED',
+          `client ${client} has ${living.length} sessions of ${domain} open already`,
+        )
       const lease = createLease(domain, client, 'gate')
       leases.set(lease.token, lease)
       const joined = current !== undefined && isJoinable(current)
       if (joined && current) bind(lease, current)
       return { lease, joined }
     },
-    async hold(client) {
-      const session = await enterInTime(enter)
-      const lease = createLease(domain, client, 'operator')
-      leases.set(lease.token, lease)
-      bind(lease, session)
-      return lease
+    hold(client) {
+      return inTime(async late => {
+        const session = await enter()
+        if (!session) return undefined
+        if (!late()) {
+          const lease = createLease(domain, client, 'operator')
+          leases.set(lease.token, lease)
+          bind(lease, session)
+          return lease
+        }
+        endIfUnheld(session)
+        return undefined
+      })
     },
     async admit(member) {
-      await enterInTime(() => admitNow(member))
-      if (member.gone) await sessions.leave(member.id)
+      await inTime(late => admitNow(member, late))
+      if (member.isGone()) await sessions.leave(member.id)
     },
     async leave(memberId) {
       const session = current
@@ -235,23 +249,27 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
     },
     release(lease) {
       const { session } = lease
-      if (!isAlive(lease) || session?.state !== 'frozen')
-        throw new Failure(
-          'SOURCE_REFUSED',
-          `the session is over${lease.reason ? `: ${lease.reason.message}` : ''}`,
-        )
+      if (!isAlive(lease) || session?.state !== 'frozen') throw overFailure(lease)
       endLease(lease, 'released')
       return session.frozen.recoveryPoint.id
+    },
+    abandon(lease) {
+      if (!lease.session) endLease(lease, 'released')
     },
     recover: () =>
       exclusive(async () => {
         if (current) return 'in session'
-        return (await recoverLeftover()) ? 'recovered' : 'nothing to do'
+        return (await recoverJournal(source, domain)) ? 'recovered' : 'nothing to do'
       }),
-    async end(reason) {
+    async stop(reason) {
+      stopping = reason
       for (const lease of leases.values()) if (!lease.session) endLease(lease, 'ended', reason)
-      if (current) await endSession(current, reason)
+      // A begin that is under way gives its session only after its turn.
       await exclusive(() => Promise.resolve())
+      const session = current
+      if (session) await endSession(session, reason)
+      await exclusive(() => Promise.resolve())
+      if (session?.failure) throw session.failure
     },
     tick() {
       const now = Date.now()
@@ -259,13 +277,13 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
       const session = current
       if (session?.state !== 'frozen') return
       for (const member of session.members.values())
-        if (!member.isRunning()) void sessions.leave(member.id)
+        if (member.isGone()) sessions.leave(member.id).catch(unexpected)
       endIfUnheld(session)
       if (now - session.frozenAt > settings.session.maxAge)
-        void endSession(
+        endSession(
           session,
-          new Failure('SOURCE_REFUSED', `the session reached its limit of age`),
-        )
+          new Failure('SOURCE_REFUSED', 'the session reached its limit of age'),
+        ).catch(unexpected)
     },
   }
   return sessions

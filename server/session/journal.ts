@@ -5,7 +5,7 @@ import { readFile, truncate } from 'node:fs/promises'
 import { z } from 'zod'
 import { consistency, diskFormat } from '../../shared/gate.ts'
 import { Failure } from '../../shared/failures.ts'
-import { appendDurably, writeDurably } from '../../shared/host/durable.ts'
+import { appendDurably, fsyncPath, writeDurably } from '../../shared/host/durable.ts'
 
 /** The journal's words, in the order in which a session passes through them. */
 export const STEPS = [
@@ -99,9 +99,19 @@ export async function recordStep(
   return { ...journal, entries: [...journal.entries, line] }
 }
 
+/** Cuts off a torn last line, so that the next step starts a line of its own. Only in the domain's queue. */
+export async function mendJournal(directory: string, domain: string): Promise<void> {
+  const file = journalFile(directory, domain)
+  const bytes = await readFile(file)
+  const end = bytes.lastIndexOf(10) + 1
+  if (end === bytes.length) return
+  await truncate(file, end)
+  await fsyncPath(file)
+}
+
 /**
- * Reads the journal of a domain; undefined when there is none. A torn last line (power cut during an append) is cut
- * off: its step was not begun.
+ * Reads the journal of a domain; undefined when there is none. A torn last line (power cut during an append) is left
+ * out: its step was not begun.
  * @throws Failure NEEDS_OPERATOR when the file is no journal
  */
 export async function readJournal(directory: string, domain: string): Promise<Journal | undefined> {
@@ -114,7 +124,6 @@ export async function readJournal(directory: string, domain: string): Promise<Jo
     throw error
   }
   const complete = text.slice(0, text.lastIndexOf('\n') + 1)
-  if (complete.length < text.length) await truncate(file, Buffer.byteLength(complete))
   try {
     const [first, ...rest] = complete.split('\n').filter(line => line !== '')
     return {

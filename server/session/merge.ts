@@ -8,6 +8,8 @@ import type { Virsh } from '../libvirt/virsh.ts'
 import type { SessionDiskRecord } from './journal.ts'
 
 const POLL_MS = 100
+/** "Not ready for pivot yet" is a known race and passes (P27); a refusal that stays is a failure. */
+const PIVOT_PATIENCE_MS = 60_000
 const POLL_SLOW_MS = 1000
 /** A job may vanish without having merged (someone aborted it); it is started again so often. */
 const ATTEMPTS = 3
@@ -86,17 +88,22 @@ async function driveJob(
   disk: SessionDiskRecord,
   beforePivot: () => Promise<void>,
 ): Promise<string | undefined> {
-  let pivoting = false
+  let pivotSince: number | undefined
   let refused: string | undefined
   const started = Date.now()
   for (;;) {
     const job = findJob(await readBlockJobs(virsh, domain), disk.target)
     if (!job) return refused
     if (job.ready && job.type === 'commit') {
-      if (!pivoting) await beforePivot()
-      pivoting = true
+      if (pivotSince === undefined) await beforePivot()
+      pivotSince ??= Date.now()
       const result = await virsh.run(['blockjob', domain, disk.target, '--pivot'])
       if (result.exitCode !== 0) refused = reasonOf(result)
+      if (refused !== undefined && Date.now() - pivotSince > PIVOT_PATIENCE_MS)
+        throw new Failure(
+          'MERGE_FAILED',
+          `disk ${disk.target} of ${domain}: the pivot is refused: ${refused}`,
+        )
     }
     await delay(Date.now() - started < 10_000 ? POLL_MS : POLL_SLOW_MS)
   }

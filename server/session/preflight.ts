@@ -1,9 +1,9 @@
 // Everything that must hold before a snapshot is taken. A refusal names disk, reason and remedy.
 
-import { access, constants, readFile, stat, statfs } from 'node:fs/promises'
+import { access, constants, statfs } from 'node:fs/promises'
 import { Failure } from '../../shared/failures.ts'
-import { reasonOf, run } from '../../shared/host/run.ts'
 import { formatSize } from '../../shared/quantities.ts'
+import { MAX_MESSAGE } from '../../shared/rpc.ts'
 import type { DomainSettings } from '../config/schema.ts'
 import {
   exportability,
@@ -13,6 +13,7 @@ import {
 } from '../libvirt/domain-xml.ts'
 import { readBlockJobs, readChains } from '../libvirt/graph.ts'
 import type { Virsh } from '../libvirt/virsh.ts'
+import { checkWhole, exportedSize, readNvram, refuse } from './images.ts'
 import type { SessionDiskRecord } from './journal.ts'
 
 export interface Preflight {
@@ -44,29 +45,47 @@ export function overlayPath(
   return `${directory}/${domain}.${target}.${recoveryPoint}${OVERLAY_SUFFIX}`
 }
 
+/**
+ * The XML of a domain, which must be the one of that name: virsh takes digits for a running domain's id.
+ * @throws Failure SOURCE_REFUSED when libvirt does not know it
+ */
+export async function readXml(
+  virsh: Virsh,
+  domain: string,
+  flags: readonly string[],
+): Promise<string> {
+  const xml = await virsh.text(['dumpxml', '--domain', domain, ...flags])
+  const { name } = readDomainXml(xml)
+  if (name !== domain)
+    refuse(
+      `libvirt takes ${domain} for the domain ${name}`,
+      'rename the domain: its name is an id to virsh',
+    )
+  return xml
+}
+
 /** Both XMLs of a domain. @throws Failure SOURCE_REFUSED when libvirt does not know it */
 export async function readBothXml(
   virsh: Virsh,
   domain: string,
 ): Promise<{ inactiveXml: string; liveXml: string }> {
   const [inactiveXml, liveXml] = await Promise.all([
-    virsh.text(['dumpxml', '--domain', domain, '--inactive']),
-    virsh.text(['dumpxml', '--domain', domain]),
+    readXml(virsh, domain, ['--inactive']),
+    readXml(virsh, domain, []),
   ])
   return { inactiveXml, liveXml }
-}
-
-function refuse(message: string, remedy?: string): never {
-  throw new Failure('SOURCE_REFUSED', message, { remedy })
 }
 
 /** State, persistence, managed save and running jobs of the domain. */
 async function checkDomain(virsh: Virsh, domain: string): Promise<void> {
   const state = (await virsh.text(['domstate', '--domain', domain])).trim()
   if (state !== 'running' && state !== 'paused')
-    refuse(
+    throw new Failure(
+      'SOURCE_OFF',
       `domain ${domain} is ${state}: only a running or paused domain can be pulled`,
-      `on the source run: virsh start ${domain}`,
+      {
+        remedy: `on the source run: virsh start ${domain}`,
+      },
     )
   const info = await virsh.text(['dominfo', '--domain', domain])
   if (/^Persistent:\s*no/m.test(info))
@@ -161,6 +180,9 @@ async function checkGraph(
       throw new Failure(
         'NEEDS_OPERATOR',
         `disk ${disk.target} of ${domain}: QEMU does not have ${disk.base} open, though libvirt says so`,
+        {
+          remedy: `compare: virsh domblklist ${domain}; virsh qemu-monitor-command ${domain} '{"execute":"query-block"}' --pretty`,
+        },
       )
     if (chain.length > 1)
       refuse(
@@ -190,16 +212,6 @@ async function checkSpace(settings: DomainSettings, bytes: number): Promise<void
       `overlayDir ${directory}: ${formatSize(Math.max(0, Math.round(usable)))} usable above the reserved tenth, ${formatSize(Math.round(needed))} needed`,
       'free space there, or set overlayDir to a larger file system',
     )
-}
-
-/** Size in bytes of a file or block device as nbd-server will export it. */
-export async function exportedSize(
-  disk: Pick<SessionDiskRecord, 'base' | 'baseType'>,
-): Promise<number> {
-  if (disk.baseType === 'file') return (await stat(disk.base)).size
-  const result = await run('blockdev', ['--getsize64', disk.base])
-  if (result.exitCode !== 0) refuse(`cannot read the size of ${disk.base}: ${reasonOf(result)}`)
-  return Number(result.stdout)
 }
 
 /** Checks everything and says what the session would do. @throws Failure SOURCE_REFUSED, NEEDS_OPERATOR */
@@ -233,6 +245,12 @@ export async function preflight(
     settings,
     sizes.reduce((sum, size) => sum + size, 0),
   )
-  const nvram = live.nvram === undefined ? undefined : await readFile(live.nvram)
+  await Promise.all(disks.map(disk => checkWhole(domain, disk)))
+  const nvram = live.nvram === undefined ? undefined : await readNvram(live.nvram)
+  const message = inactiveXml.length + liveXml.length + (nvram?.length ?? 0) * (4 / 3)
+  if (message > MAX_MESSAGE * 0.9)
+    refuse(
+      `the XML and UEFI variables of ${domain} are ${formatSize(Math.round(message))}, more than one gate message holds`,
+    )
   return { uuid: live.uuid, inactiveXml, liveXml, live, disks, left, nvram }
 }

@@ -9,15 +9,15 @@ import type { SettledDisk } from './settle.ts'
 export interface Member {
   /** Connection id that serve gave out, or `classic-PID` for the classic daemon's child. */
   readonly id: string
+  readonly domain: string
   readonly target: string
   /** Token in the export name; a connection without one holds the session by itself. */
   readonly token: string | undefined
   readonly link: string
-  /** Whether its process is gone; set by whoever sees it first. */
-  gone: boolean
   /** Ends the process that reads, and returns when it is gone. */
   reap(): Promise<void>
-  isRunning(): boolean
+  /** Whether its process is gone, or its hook died before it was let in. */
+  isGone(): boolean
 }
 
 export interface Session {

@@ -16,9 +16,7 @@ if [ "${1-}" = up ] || [ ! -e "$root/dist/test/lab/cli.js" ]; then
   . "$here/packages.sh"
   install_packages || exit 2
   cd "$root" || exit 1
-  if [ ! -d node_modules ]; then
-    npm ci --silent || { echo 'lab: npm ci failed' >&2; exit 1; }
-  fi
+  sh test/dependencies || { echo 'lab: installing the npm packages failed' >&2; exit 1; }
   # `npm run build` would also want both programs; the lab can do without them (it warns).
   node_modules/.bin/tsc --build >&2 || { echo 'lab: the build failed' >&2; exit 1; }
 fi

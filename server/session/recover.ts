@@ -1,0 +1,57 @@
+// Recovery of what an earlier run left: read its journal, end readers that outlived it, settle.
+
+import { setTimeout as delay } from 'node:timers/promises'
+import { Failure } from '../../shared/failures.ts'
+import { openersOf } from '../../shared/host/openers.ts'
+import type { Source } from '../source.ts'
+import { isOpen, mendJournal, readJournal, type Journal } from './journal.ts'
+import { settle } from './settle.ts'
+
+const READERS_PATIENCE_MS = 10_000
+
+/** Settles the domain's journal if it is open. @returns whether it was. @throws Failure MERGE_FAILED, NEEDS_OPERATOR */
+export async function recoverJournal(source: Source, domain: string): Promise<boolean> {
+  const { journals } = source.paths
+  const journal = await readJournal(journals, domain)
+  if (!journal || !isOpen(journal)) return false
+  source.log.warn(
+    { domain, session: journal.intent.session },
+    'recovering what an earlier run left',
+  )
+  await mendJournal(journals, domain)
+  await endStrayReaders(source, journal)
+  await settle(source, journal)
+  return true
+}
+
+/**
+ * The nbd-servers of a killed serve go on serving, and would hand out the bytes of a base that the merge is changing: they
+ * must be gone before it.
+ */
+async function endStrayReaders(source: Source, journal: Journal): Promise<void> {
+  const end = Date.now() + READERS_PATIENCE_MS
+  for (const { base } of journal.intent.disks)
+    for (;;) {
+      const readers = (await openersOf(base)).filter(opener => opener.command === 'nbd-server')
+      if (readers.length === 0) break
+      for (const { pid } of readers) {
+        source.log.warn({ pid, base }, 'ending an nbd-server that outlived its session')
+        killIfThere(pid)
+      }
+      if (Date.now() > end)
+        throw new Failure(
+          'MERGE_FAILED',
+          `nbd-server (pid ${readers[0]?.pid ?? 0}) does not let go of ${base}`,
+        )
+      await delay(50)
+    }
+}
+
+/** SIGKILL to a process that may have gone already. */
+export function killIfThere(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL')
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error
+  }
+}
