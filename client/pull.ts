@@ -210,7 +210,7 @@ async function pullLocked(
 
 /** Lets a session go that came to nothing, so that the source merges at once instead of when the lease lapses. */
 async function giveUp(gate: Gate, token: string): Promise<void> {
-  await gate.call('session.release', { token }, { timeoutMs: 5_000 }).catch(() => undefined)
+  await gate.call('session.release', { token }, { timeoutMs: 3_000 }).catch(() => undefined)
 }
 
 /** Bytes that a generation's images take on disk: the best guess for the next one. */

@@ -25,9 +25,9 @@ export const MAX_MESSAGE = 4 * 1024 * 1024
 const envelope = z.union([
   z.looseObject({
     jsonrpc: z.literal('2.0'),
-    method: z.string().regex(/^[A-Za-z][A-Za-z.]{0,99}$/),
+    method: z.string().regex(/^[A-Za-z][A-Za-z.-]{0,99}$/),
     id: z.union([z.string(), z.number()]).optional(),
-    params: z.record(z.string(), z.unknown()).optional(),
+    params: z.union([z.record(z.string(), z.unknown()), z.array(z.unknown())]).optional(),
   }),
   z.looseObject({
     jsonrpc: z.literal('2.0'),

@@ -24,7 +24,7 @@ import { failureToResponse, MAX_MESSAGE, responseToFailure, rpcConnection } from
 const HOSTILE: unknown[] = [
   { jsonrpc: '2.0', method: '$/cancelRequest' },
   { jsonrpc: '2.0', method: '$/progress', params: null },
-  { jsonrpc: '2.0', method: 'hello', params: [1, 2] },
+  { jsonrpc: '2.0', method: 'hello', params: 'text' },
   { jsonrpc: '2.0', method: 7, id: 1 },
   { jsonrpc: '2.0', id: {}, result: 1 },
   { jsonrpc: '1.0', method: 'hello', id: 1 },

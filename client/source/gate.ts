@@ -43,7 +43,7 @@ export async function openGate(source: Source & { readonly name: string }): Prom
   // A process group of its own, so that Ctrl-C reaches us alone and the session can still be released.
   const child = spawn(file ?? '', args, { stdio: ['pipe', 'pipe', 'pipe'], detached: true })
   const where = `source ${source.name}`
-  const lastWords = keepLastLine(child)
+  const lastWords = keepReason(child)
   try {
     await once(child, 'spawn')
   } catch (error) {
@@ -187,11 +187,19 @@ async function endChild(child: ChildProcess): Promise<void> {
   await exited
 }
 
-/** Follows stderr, keeping only its last non-empty line (at most 4 KiB): the reason when the child dies. */
-function keepLastLine(child: ChildProcess): () => string {
+/**
+ * Follows stderr (its last 4 KiB) for the reason when the child dies: its last line that is not indented, because our
+ * own programs put hint and code under their sentence.
+ */
+function keepReason(child: ChildProcess): () => string {
   let tail = ''
   child.stderr?.setEncoding('utf8').on('data', (text: string) => {
     tail = (tail + text).slice(-4096)
   })
-  return () => tail.trimEnd().split('\n').at(-1)?.trim() ?? ''
+  return () =>
+    tail
+      .split('\n')
+      .filter(line => /^\S/.test(line))
+      .at(-1)
+      ?.trim() ?? ''
 }

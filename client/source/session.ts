@@ -21,6 +21,8 @@ const ASK_AGAIN_MS = 500
 const SLOW_MS = 200
 /** How long the reason of a lost connection may take to arrive. */
 const ENDED_MS = 1_000
+/** How long a source may take to give the reason of a failure; a pull that has failed must not wait for a dead one. */
+const REASON_MS = 5_000
 
 export interface Greeting {
   readonly hostId: string
@@ -107,9 +109,9 @@ export async function connectOrExplain(
   } catch (error) {
     signal.throwIfAborted()
     const failure = toFailure(error)
-    const { refusals } = await gate.call('outcome', { token, waitMs: 0 }, { signal }).catch(() => ({
-      refusals: [],
-    }))
+    const { refusals } = await gate
+      .call('outcome', { token, waitMs: 0 }, { signal, timeoutMs: REASON_MS })
+      .catch(() => ({ refusals: [] }))
     const wanted = exportName(clone.domain, target, token)
     const refusal = refusals.filter(one => one.export === wanted).at(-1) ?? refusals.at(-1)
     if (!refusal) throw failure
@@ -137,7 +139,7 @@ export async function explainLoss(
   // The word that the session ended may still be under way while its connections are gone already.
   await sleep(ENDED_MS, undefined, { signal }).catch(() => signal.throwIfAborted())
   const outcome = await gate
-    .call('outcome', { token, waitMs: 0 }, { signal })
+    .call('outcome', { token, waitMs: 0 }, { signal, timeoutMs: REASON_MS })
     .catch(() => undefined)
   if (outcome?.reason === undefined || outcome.state === 'frozen') throw failure
   const code = isFailureCode(outcome.code) ? outcome.code : 'TRANSFER'

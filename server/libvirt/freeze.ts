@@ -13,7 +13,7 @@ const THAW_FOR_SECONDS = 600
 
 // A shell, not Node: it must start before the freeze at no cost and survive anything that happens to us.
 const DEAD_MAN = `
-trap '' HUP INT
+trap '' HUP INT TERM
 sleep "$3"
 end=$(( $(date +%s) + $4 ))
 until timeout 15 virsh -q -c "$1" domfsthaw "$2" >/dev/null 2>&1; do
@@ -62,10 +62,10 @@ export async function deadMenOnDuty(domain: string): Promise<number[]> {
   return found.filter(pid => pid !== undefined)
 }
 
-/** A dead-man leads its own process group, with its sleep and virsh in it. */
+/** A dead-man leads its own process group, with its sleep and virsh in it; it ignores all that can be ignored. */
 export function endGroup(leader: number): void {
   try {
-    process.kill(-leader, 'SIGTERM')
+    process.kill(-leader, 'SIGKILL')
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error
   }

@@ -29,6 +29,7 @@ const ABOUT = [
   'process per connection, on a Unix socket. Ours: the whole `clone pull` as a fresh process with a fresh clone (gate,',
   'copy, SHA-256 of every MiB, fsync, read-back with O_DIRECT where there is, publish); the gate is that of the tests, so',
   'no domain is frozen or merged. Medians; the rows take turns; files are synced and removed between runs, off the clock.',
+  'Times ours above 1: slower than our whole pull. CPU and memory are those of the client, not of the server.',
 ]
 
 const say = (line: string): void => void process.stdout.write(`${line}\n`)
@@ -53,7 +54,9 @@ const rounds = options.quick ? 3 : 7
 
 const stop = new AbortController()
 for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const)
-  process.on(name, () => stop.abort(new Failure('INTERRUPTED', `ended by ${name}`)))
+  process.on(name, () =>
+    stop.abort(new Failure('INTERRUPTED', `ended by ${name}`, { remedy: 'nothing of it is left' })),
+  )
 
 try {
   const lines = await bench(stop.signal)
@@ -105,6 +108,7 @@ async function bench(signal: AbortSignal): Promise<string[]> {
     .map(({ name, command }) => `  ${name.padEnd(18)} ${command ?? ''}`)
   const report = [
     table(sorted, results.get('pull')),
+    '',
     `${rounds} rounds (pull-64g: 1). Commands ($1: nbd+unix:///disk?socket=..., $2: the output file):`,
     ...commands,
   ]

@@ -50,12 +50,20 @@ export async function describeMachine(folder: string): Promise<string[]> {
   ]
 }
 
+const NO_LINES = Object.fromEntries(
+  ['top', 'bottom', 'mid', 'left', 'right']
+    .flatMap(side => [side, `${side}-mid`, `${side}-left`, `${side}-right`])
+    .concat('middle')
+    .map(name => [name, '']),
+)
+
 /** @param ours the row that the others are compared with; undefined when it did not run */
 export function table(results: readonly Result[], ours: Result | undefined): string {
   const ourSeconds = ours && median(ours.runs.map(run => run.seconds))
   const made = new Table({
     head: ['row', 'what', 'seconds', 'least to most', 'times ours', 'CPU s', 'peak memory'],
-    style: { head: [], border: [] },
+    style: { head: [], border: [], 'padding-left': 0, 'padding-right': 2 },
+    chars: NO_LINES,
     colAligns: ['left', 'left', 'right', 'right', 'right', 'right', 'right'],
   })
   const line = (name: string, title: string, seconds: readonly number[], rest: string[]): void => {
@@ -66,7 +74,11 @@ export function table(results: readonly Result[], ours: Result | undefined): str
   }
   for (const { name, title, runs, why } of results) {
     if (runs.length === 0) {
-      made.push([name, title, { colSpan: 5, content: `not run: ${why ?? 'no reason given'}` }])
+      made.push([
+        name,
+        title,
+        { colSpan: 5, content: `not run: ${why ?? 'no reason given'}`, hAlign: 'left' },
+      ])
       continue
     }
     const cpu = median(runs.map(run => run.cpuSeconds)).toFixed(2)
@@ -79,11 +91,15 @@ export function table(results: readonly Result[], ours: Result | undefined): str
       phases.map(one => names.reduce((sum, phase) => sum + (one[phase] ?? 0), 0))
     const known = of('copy', 'verify')
     const others = seconds.map((all, at) => all - (known[at] ?? 0))
-    line('', '  of it the copy alone: receive, hash, write', of('copy'), ['', ''])
-    line('', '  of it fsync and read-back', of('verify'), ['', ''])
-    line('', '  of it the rest: start, gate, publish', others, ['', ''])
+    line('', '  of it: the copy alone (receive, hash, write)', of('copy'), ['', ''])
+    line('', '  of it: fsync and read-back', of('verify'), ['', ''])
+    line('', '  of it: the rest (start, gate, connect, publish)', others, ['', ''])
   }
-  return made.toString()
+  return made
+    .toString()
+    .split('\n')
+    .map(line => line.trimEnd())
+    .join('\n')
 }
 
 export function median(values: readonly number[]): number {

@@ -1,6 +1,5 @@
 // The source: sessions, stock clients, refusals and left-overs, on a real guest.
 
-import { setTimeout as delay } from 'node:timers/promises'
 import t from 'tap'
 import type { Lab } from './lab.ts'
 import { waitFor } from './processes.ts'
@@ -285,15 +284,85 @@ t.test('a source', async t => {
     },
   )
 
+  t.test('the readers of a killed serve are gone before their base is merged', async t => {
+    const mounted = lab.spawn('source', ['nbdfuse', '/tmp/fuse/disk', NBD])
+    await waitFor('the session', 30, async () => (await server('status')).stdout.includes('frozen'))
+    serve.process.signal('SIGKILL')
+    await serve.process.result
+    const readers = ['pgrep', '-x', 'nbd-server']
+    t.equal((await lab.source(readers, { reject: false })).exitCode, 0, 'it goes on reading')
+    serve = await startServe(lab)
+    await untilOnBases(lab, 30)
+    t.not((await lab.source(readers, { reject: false })).exitCode, 0)
+    await lab.source(['sh', '-c', 'fusermount3 -uz /tmp/fuse'], { reject: false })
+    mounted.signal('SIGKILL')
+    await mounted.result
+  })
+
+  /** Runs `test` with a serve whose virsh is wrapped, then puts the plain one back. */
+  async function withVirsh(script: string, test: () => Promise<void>): Promise<void> {
+    await serve.stop()
+    serve = await startServe(lab, await wrapProgram(lab, 'virsh', script))
+    await test()
+    await serve.stop()
+    serve = await startServe(lab)
+  }
+
+  t.test(
+    'serve that is stopped in the middle of a begin goes only when the source is on its bases',
+    async t => {
+      await withVirsh(
+        'case " $* " in *" snapshot-create-as "*) touch /run/at-begin; sleep 3;; esac',
+        async () => {
+          const opening = server('session', 'open', 'mydomain')
+          await waitFor(
+            'the begin',
+            30,
+            async () =>
+              (await lab.source(['ls', '/run/at-begin'], { reject: false })).exitCode === 0,
+          )
+          const stopped = await serve.stop()
+          t.equal(stopped.exitCode, 0)
+          t.strictSame(await sourceFaults(lab), [])
+          await opening
+        },
+      )
+    },
+  )
+
+  t.test('a snapshot that comes after the freeze deadline is not called quiesced', async t => {
+    await withVirsh('case " $* " in *" snapshot-create-as "*) sleep 12;; esac', async () => {
+      t.equal((await server('session', 'open', 'mydomain')).exitCode, 0)
+      t.match((await server('status', '--json')).stdout, /"consistency":"crash"/)
+      t.equal((await server('session', 'close', 'mydomain')).exitCode, 0)
+    })
+  })
+
+  t.test(
+    'a merge that fails is exit 13 for who closes, shows in status, and recover finishes it',
+    async t => {
+      await withVirsh(
+        'case " $* " in *" blockcommit "*) [ -e /run/may-merge ] || { echo "error: no merge today" >&2; exit 1; };; esac',
+        async () => {
+          t.equal((await server('session', 'open', 'mydomain')).exitCode, 0)
+          const closed = await server('session', 'close', 'mydomain')
+          t.equal(closed.exitCode, 13)
+          t.match(closed.stderr, /disk vda of mydomain: merge did not start: no merge today/)
+          t.match((await server('status')).stdout, /unsettled/)
+          t.equal((await server('recover', 'mydomain')).exitCode, 13)
+          await lab.source(['touch', '/run/may-merge'])
+          t.match((await server('recover', 'mydomain')).stdout, /recovered/)
+          t.strictSame(await sourceFaults(lab), [])
+        },
+      )
+    },
+  )
+
   t.test('an unhealthy domain is refused with reason and remedy', async t => {
-    const refusal = async (expect: RegExp): Promise<void> => {
-      await delay(5100)
-      const refused = await server('session', 'open', 'mydomain')
-      t.equal(refused.exitCode, 11, refused.stdout)
-      t.match(refused.stderr, expect)
-    }
     await lab.source(['virsh', 'destroy', 'mydomain'])
-    await refusal(/domain mydomain is shut off: only a running or paused domain/)
+    const refused = await server('session', 'open', 'mydomain')
+    t.equal(refused.exitCode, 75, refused.stdout)
+    t.match(refused.stderr, /domain mydomain is shut off: only a running or paused domain/)
     await lab.source(['virsh', 'start', 'mydomain'])
     await waitFor(
       'the agent',
