@@ -3,6 +3,7 @@
 
 import { hideBin } from 'yargs/helpers'
 import { describeFailure, Failure, toFailure } from '../shared/failures.ts'
+import { asJson, failureJson } from '../shared/help.ts'
 import { createLog } from '../shared/log.ts'
 import { configCheck, configShow } from './commands/config.ts'
 import { listCommand } from './commands/list.ts'
@@ -15,8 +16,6 @@ import { standbyJsonSchema } from './config/schema.ts'
 import { program, type Command } from './program.ts'
 import { progressBar } from './progress.ts'
 import {
-  asJson,
-  failureJson,
   listText,
   pruneText,
   pullJson,

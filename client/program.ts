@@ -1,7 +1,8 @@
 // The command line of `clone` as yargs knows it: commands, options, examples, exit status. Runs and prints nothing.
 
 import yargs, { type Argv } from 'yargs'
-import { Failure, FAILURES } from '../shared/failures.ts'
+import { Failure } from '../shared/failures.ts'
+import { exitStatusHelp } from '../shared/help.ts'
 import { LOG_LEVELS, type LogLevel } from '../shared/log.ts'
 import { VERSION } from '../shared/version.ts'
 import { CONFIG_FILE } from './config/effective.ts'
@@ -30,16 +31,6 @@ export type Command = Global &
     | { readonly name: 'config show'; readonly domain: string | undefined }
     | { readonly name: 'config schema' }
   )
-
-/** The table of failures as `--help` shows it. */
-export function exitStatusText(): string {
-  const rows = [
-    { exit: 0, meaning: 'success' },
-    ...Object.values(FAILURES).map(({ exit, meaning }) => ({ exit, meaning })),
-  ]
-  const lines = rows.map(({ exit, meaning }) => `  ${String(exit).padStart(3)}  ${meaning}`)
-  return ['EXIT STATUS', ...lines, '  With several domains, the worst.'].join('\n')
-}
 
 /**
  * The parser. `parseAsync()` calls `handle` with the command; `getHelp()` and the like work without one.
@@ -165,7 +156,7 @@ export function program(
     .example('$0 status', 'how old is every clone?')
     .example('$0 verify mydomain', 're-read the newest generation')
     .example('$0 config show mydomain', 'effective values, and where each comes from')
-    .epilogue(exitStatusText())
+    .epilogue(`${exitStatusHelp()}\n  With several domains, the worst.`)
     .demandCommand(1, 'name a command, e.g.: clone status')
     .strict()
     .version(VERSION)

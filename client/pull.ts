@@ -165,7 +165,7 @@ async function pullLocked(
 
   // 5. Release: the source merges while we go on. An error here means that nothing is published.
   await timed(attempt, log, 'release', async () => {
-    for (const { connection } of copies) await connection.disconnect()
+    await Promise.all(copies.map(({ connection }) => connection.disconnect()))
     endLease()
     await release(gate, token, id, signal)
     released()

@@ -1,7 +1,8 @@
 // What the commands' data looks like on a terminal (tables, sentences) and as the versioned JSON objects of --json.
 
 import Table from 'cli-table3'
-import { describeFailure, type Failure } from '../shared/failures.ts'
+import { describeFailure } from '../shared/failures.ts'
+import { failureJson } from '../shared/help.ts'
 import { formatDuration, formatSize } from '../shared/quantities.ts'
 import type { Shown } from './commands/config.ts'
 import type { Listed } from './commands/list.ts'
@@ -30,16 +31,6 @@ function table(head: string[], rows: string[][]): string {
     .split('\n')
     .map(line => line.trimEnd())
     .join('\n')
-}
-
-/** One versioned object; `--json` of every command. */
-export function asJson(command: string, data: object): string {
-  return JSON.stringify({ schema: 1, command, ...data })
-}
-
-export function failureJson(failure: Failure): object {
-  const { code, exit, retry, message, hint } = failure
-  return { code, exit, retry, message, hint }
 }
 
 export function pullJson(results: readonly PullResult[], exit: number): object {

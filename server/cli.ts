@@ -3,11 +3,12 @@
 
 import { checkName } from '../shared/names.ts'
 import { describeFailure, toFailure } from '../shared/failures.ts'
+import { asJson, failureJson } from '../shared/help.ts'
 import { createLog } from '../shared/log.ts'
 import { formatDuration, formatSize } from '../shared/quantities.ts'
 import { classicFragment, showDomain, sourceJsonSchema } from './commands/config.ts'
 import { statusTable } from './commands/status.ts'
-import { readSourceConfig, sourcePaths } from './config/schema.ts'
+import { isDuration, readSourceConfig, sourcePaths } from './config/schema.ts'
 import { relayGate } from './gate/relay.ts'
 import { program, type Actions, type Globals } from './program.ts'
 import { askServe } from './serve/client.ts'
@@ -16,14 +17,22 @@ import { createSource } from './source.ts'
 
 const OPERATOR = { role: 'operator' } as const
 
-function print(args: Globals, json: object, text: string): void {
-  process.stdout.write(
-    args.json ? `${JSON.stringify({ schema: 1, ...json })}\n` : text === '' ? '' : `${text}\n`,
-  )
+function print(args: Globals, command: string, json: object, text: string): void {
+  if (args.json)
+    process.stdout.write(`${asJson(command, json)}
+`)
+  else if (text !== '')
+    process.stdout.write(`${text}
+`)
 }
 
 function serveSocket(args: Globals): string {
   return sourcePaths(readSourceConfig(args.config)).serveSocket
+}
+
+/** A value as people read it. */
+function shown(key: string, value: unknown): string {
+  return typeof value === 'number' && isDuration(key) ? formatDuration(value) : String(value)
 }
 
 /** Aborts on the first SIGINT or SIGTERM: serve then merges before it goes. */
@@ -39,7 +48,7 @@ const actions: Actions = {
       readSourceConfig(args.config),
       createLog('clone-server', args['log-level']),
     )
-    await serve(source, stopSignal(), () => print(args, { ready: true }, ''))
+    await serve(source, stopSignal(), () => print(args, 'serve', { ready: true }, ''))
   },
   async gate(args) {
     await relayGate(
@@ -54,12 +63,12 @@ const actions: Actions = {
   },
   async status(args) {
     const status = await askServe(serveSocket(args), OPERATOR, 'operator.status', {})
-    print(args, status, statusTable(status.domains))
+    print(args, 'status', status, statusTable(status.domains))
   },
   async recover(args) {
     const { domain } = args
     const { result } = await askServe(serveSocket(args), OPERATOR, 'operator.recover', { domain })
-    print(args, { domain, result }, `${domain}: ${result}`)
+    print(args, 'recover', { domain, result }, `${domain}: ${result}`)
   },
   async sessionOpen(args) {
     const { domain } = args
@@ -67,6 +76,7 @@ const actions: Actions = {
     const lines = held.disks.map(({ target, base }) => `  ${domain}/${target}  ${base}`)
     print(
       args,
+      'session open',
       { domain, ...held },
       [`${domain} is frozen at ${held.recoveryPoint}`, ...lines].join('\n'),
     )
@@ -85,22 +95,27 @@ const actions: Actions = {
       ({ target, mergeMs, overlayBytes }) =>
         `  ${target}  ${formatSize(overlayBytes)} in ${formatDuration(mergeMs)}`,
     )
-    print(args, { domain, state, disks }, [`${domain} ${words[state]}`, ...lines].join('\n'))
+    print(
+      args,
+      'session close',
+      { domain, state, disks },
+      [`${domain} ${words[state]}`, ...lines].join('\n'),
+    )
   },
   configCheck(args) {
     const config = readSourceConfig(args.config)
     const domains = Object.keys(config.domains)
     for (const domain of domains) showDomain(config, domain)
-    print(args, { ok: true, domains }, `${args.config}: ok, ${domains.length} domain(s)`)
+    print(args, 'config check', { domains }, `${args.config}: ok, ${domains.length} domain(s)`)
     return Promise.resolve()
   },
   configShow(args) {
     const rows = showDomain(readSourceConfig(args.config), args.domain)
     const width = Math.max(...rows.map(row => row.key.length))
     const lines = rows.map(
-      ({ key, value, origin }) => `${key.padEnd(width)}  ${String(value)}  (${origin})`,
+      ({ key, value, origin }) => `${key.padEnd(width)}  ${shown(key, value)}  (${origin})`,
     )
-    print(args, { domain: args.domain, values: rows }, lines.join('\n'))
+    print(args, 'config show', { domain: args.domain, values: rows }, lines.join('\n'))
     return Promise.resolve()
   },
   async configNbdServer(args) {
@@ -109,7 +124,7 @@ const actions: Actions = {
       createLog('clone-server', args['log-level']),
     )
     const fragment = await classicFragment(source)
-    print(args, { config: fragment }, fragment)
+    print(args, 'config nbd-server', { config: fragment }, fragment)
   },
   configSchema() {
     process.stdout.write(`${JSON.stringify(sourceJsonSchema(), null, 2)}\n`)
@@ -120,6 +135,9 @@ const actions: Actions = {
 try {
   await program(process.argv.slice(2), actions).parseAsync()
 } catch (error) {
-  process.stderr.write(`${describeFailure('clone-server', error)}\n`)
-  process.exitCode = toFailure(error).exit
+  const failure = toFailure(error)
+  if (process.argv.includes('--json'))
+    process.stdout.write(`${asJson('error', { failure: failureJson(failure) })}\n`)
+  process.stderr.write(`${describeFailure('clone-server', failure)}\n`)
+  process.exitCode = failure.exit
 }

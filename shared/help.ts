@@ -4,10 +4,19 @@ import { Failure, FAILURES } from './failures.ts'
 
 /** The EXIT STATUS section of `--help`, from the failure table. */
 export function exitStatusHelp(): string {
-  const rows = Object.values(FAILURES).map(
-    ({ exit, meaning }) => `  ${String(exit).padStart(3)}  ${meaning}`,
-  )
-  return ['EXIT STATUS', '    0  ok', ...rows].join('\n')
+  const rows = [{ exit: 0, meaning: 'success' }, ...Object.values(FAILURES)]
+  const lines = rows.map(({ exit, meaning }) => `  ${String(exit).padStart(3)}  ${meaning}`)
+  return ['EXIT STATUS', ...lines].join('\n')
+}
+
+/** One versioned object of `--json`. @param command as typed, or `error` */
+export function asJson(command: string, data: object): string {
+  return JSON.stringify({ schema: 1, command, ...data })
+}
+
+/** A failure inside `--json`. */
+export function failureJson({ code, exit, retry, message, hint }: Failure): object {
+  return { code, exit, retry, message, hint }
 }
 
 /** For yargs' `.fail`: every wrong word becomes one sentence, what it threw stays as it is. */

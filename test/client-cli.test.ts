@@ -7,7 +7,8 @@ import { closeSync, existsSync, openSync, writeSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { exitStatusText, program, type Command } from '../client/program.ts'
+import { program, type Command } from '../client/program.ts'
+import { exitStatusHelp } from '../shared/help.ts'
 import { FAILURES } from '../shared/failures.ts'
 import { fakeSource, type FakeSource } from './client/fake-source.ts'
 
@@ -131,6 +132,6 @@ t.test('help names every way to fail', async t => {
   const help = await program().getHelp()
   for (const { exit, meaning } of Object.values(FAILURES)) {
     t.match(help, meaning)
-    t.match(exitStatusText(), new RegExp(`^ *${exit}  ${meaning}$`, 'm'))
+    t.match(exitStatusHelp(), new RegExp(`^ *${exit}  ${meaning}$`, 'm'))
   }
 })

@@ -44,7 +44,10 @@ const policy = {
     })
     .optional(),
   freezeDeadline: duration.optional().describe('The guest is thawed after this, whatever happens'),
-  mergeWait: duration.optional().describe('How long a new session waits for a running merge'),
+  mergeWait: duration
+    .refine(value => value <= 150_000, 'mergeWait is at most 150s: clients give up after 180s')
+    .optional()
+    .describe('How long a new session waits for a running merge'),
 }
 
 const layer = z.strictObject(policy)
@@ -94,6 +97,11 @@ const BUILT_IN: DomainSettings = {
   freezeDeadline: 10_000,
   mergeWait: 120_000,
   disks: {},
+}
+
+/** Whether the value of an effective key is milliseconds. */
+export function isDuration(key: string): boolean {
+  return ['session.maxAge', 'freezeDeadline', 'mergeWait'].includes(key)
 }
 
 /** Reads source.yaml. @throws Failure USAGE */

@@ -109,6 +109,9 @@ async function bench(signal: AbortSignal): Promise<string[]> {
   const report = [
     table(sorted, results.get('pull')),
     '',
+    ...sorted.flatMap(({ name, why }) =>
+      why === undefined ? [] : [`${name} did not run: ${why}`],
+    ),
     `${rounds} rounds (pull-64g: 1). Commands ($1: nbd+unix:///disk?socket=..., $2: the output file):`,
     ...commands,
   ]
@@ -152,7 +155,7 @@ async function pullWide(folder: string, cleanup: Cleanup, signal: AbortSignal): 
   const row = ourPull('pull-64g', 'clone pull of 64 GiB, 2 GiB of it data', folder, served)
   const run = await once(row, image, false, signal)
   note(`${row.name} ${run.seconds.toFixed(2)} s`)
-  return resultOf(row, [run])
+  return { ...resultOf(row, [run]), otherImage: true }
 }
 
 async function save(lines: readonly string[]): Promise<string> {

@@ -13,6 +13,8 @@ export interface Result {
   readonly command?: string
   readonly runs: readonly Run[]
   readonly why?: string
+  /** It copied more than the others, so a ratio would say nothing. */
+  readonly otherImage?: boolean
 }
 
 export const resultOf = ({ name, title, command }: Row, runs: readonly Run[]): Result => ({
@@ -46,7 +48,7 @@ export async function describeMachine(folder: string): Promise<string[]> {
     `date      ${new Date().toISOString()}`,
     `machine   ${cpus().length} cores (${cpu?.model.trim() ?? 'unknown'}), ${formatSize(totalmem())} memory, Linux ${release()}, ${fileSystem}`,
     `programs  ${programs.join(', ')}`,
-    `load      ${busy.toFixed(2)} at the start${busy > 0.5 ? ': the machine is not idle, so read seconds with care' : ''}`,
+    `load      ${busy.toFixed(2)}${busy > 0.5 ? ': the machine is not idle, so read seconds with care' : ''}`,
   ]
 }
 
@@ -66,34 +68,31 @@ export function table(results: readonly Result[], ours: Result | undefined): str
     chars: NO_LINES,
     colAligns: ['left', 'left', 'right', 'right', 'right', 'right', 'right'],
   })
-  const line = (name: string, title: string, seconds: readonly number[], rest: string[]): void => {
-    const middle = median(seconds)
-    const ratio = ourSeconds === undefined ? '' : (middle / ourSeconds).toFixed(2)
-    const spread = `${Math.min(...seconds).toFixed(2)} to ${Math.max(...seconds).toFixed(2)}`
-    made.push([name, title, middle.toFixed(2), spread, ratio, ...rest])
-  }
-  for (const { name, title, runs, why } of results) {
+  for (const { name, title, runs, otherImage = false } of results) {
     if (runs.length === 0) {
-      made.push([
-        name,
-        title,
-        { colSpan: 5, content: `not run: ${why ?? 'no reason given'}`, hAlign: 'left' },
-      ])
+      made.push([name, title, 'not run', '', '', '', ''])
       continue
+    }
+    const line = (what: [string, string], seconds: readonly number[], rest: [string, string]) => {
+      const middle = median(seconds)
+      const compared = ourSeconds !== undefined && !otherImage
+      const ratio = compared ? (middle / ourSeconds).toFixed(2) : ''
+      const spread = `${Math.min(...seconds).toFixed(2)} to ${Math.max(...seconds).toFixed(2)}`
+      made.push([...what, middle.toFixed(2), spread, ratio, ...rest])
     }
     const cpu = median(runs.map(run => run.cpuSeconds)).toFixed(2)
     const peak = Math.max(...runs.map(run => run.peakBytes))
     const seconds = runs.map(run => run.seconds)
-    line(name, title, seconds, [cpu, formatSize(Math.round(peak))])
+    line([name, title], seconds, [cpu, formatSize(Math.round(peak))])
     const phases = runs.map(run => run.phases).filter(one => one !== undefined)
     if (phases.length === 0) continue
     const of = (...names: string[]): number[] =>
       phases.map(one => names.reduce((sum, phase) => sum + (one[phase] ?? 0), 0))
     const known = of('copy', 'verify')
     const others = seconds.map((all, at) => all - (known[at] ?? 0))
-    line('', '  of it: the copy alone (receive, hash, write)', of('copy'), ['', ''])
-    line('', '  of it: fsync and read-back', of('verify'), ['', ''])
-    line('', '  of it: the rest (start, gate, connect, publish)', others, ['', ''])
+    line(['', '  of it: the copy alone (receive, hash, write)'], of('copy'), ['', ''])
+    line(['', '  of it: fsync and read-back'], of('verify'), ['', ''])
+    line(['', '  of it: the rest (start, gate, connect, publish)'], others, ['', ''])
   }
   return made
     .toString()

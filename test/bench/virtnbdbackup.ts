@@ -58,7 +58,8 @@ export async function virtnbdbackupRow(
     cleanup.defer(() => lab[Symbol.asyncDispose]())
   } catch (error) {
     signal.throwIfAborted()
-    return toFailure(error).message.replaceAll(/\s+/g, ' ')
+    // The lab's own failure comes with its hint and code on further lines.
+    return toFailure(error).message.split('\n')[0] ?? 'no lab'
   }
 
   const output = path.join(folder, 'virtnbdbackup')
