@@ -133,7 +133,7 @@ async function pullLocked(
   cleanup.defer(() => connections.forEach(connection => connection.destroy()))
   const { info, disks } = await timed(attempt, log, 'freeze', async () => {
     for (const { target } of wanted.disks)
-      connections.set(target, await connectOrExplain(gate, clone, target, token, signal))
+      connections.set(target, await connectOrExplain(gate, clone, target, token, signal, stopped))
     const info = await gate.call('session.info', { token }, { signal })
     attempt.recoveryPoint = info.recoveryPoint.id
     return { info, disks: checkSession(info, described.uuid, connections) }

@@ -96,33 +96,37 @@ export function wantedDisks(clone: CloneConfig, described: GateResult<'describe'
   return { disks, omitted }
 }
 
-/** Connects to one disk; a refusal by NBD, which can only say "denied", gets the source's reason. */
+/**
+ * Connects to one disk; a refusal by NBD, which can only say "denied", gets the source's reason.
+ * @param signal aborts by the session's end too. @param stopped aborts only when the user wants no more
+ */
 export async function connectOrExplain(
   gate: Gate,
   clone: CloneConfig,
   target: string,
   token: string,
   signal: AbortSignal,
+  stopped: AbortSignal,
 ): Promise<NbdConnection> {
   try {
     return await connectDisk(clone, target, token, signal)
   } catch (error) {
-    signal.throwIfAborted()
+    stopped.throwIfAborted()
     const failure = toFailure(error)
-    const { refusals } = await gate
-      .call('outcome', { token, waitMs: 0 }, { signal, timeoutMs: REASON_MS })
-      .catch(() => ({ refusals: [] }))
+    const outcome = await gate
+      .call('outcome', { token, waitMs: 0 }, { signal: stopped, timeoutMs: REASON_MS })
+      .catch(() => undefined)
+    const { refusals = [], reason, code, remedy } = outcome ?? {}
     const wanted = exportName(clone.domain, target, token)
-    const refusal = refusals.filter(one => one.export === wanted).at(-1) ?? refusals.at(-1)
+    const refusal =
+      refusals.filter(one => one.export === wanted).at(-1) ??
+      refusals.at(-1) ??
+      (reason === undefined ? undefined : { reason, code, remedy })
     if (!refusal) throw failure
-    const code = isFailureCode(refusal.code) ? refusal.code : 'SOURCE_REFUSED'
     throw new Failure(
-      code,
+      isFailureCode(refusal.code) ? refusal.code : 'SOURCE_REFUSED',
       `source ${clone.source.name} refused disk ${target}: ${refusal.reason}`,
-      {
-        cause: error,
-        remedy: refusal.remedy,
-      },
+      { cause: error, remedy: refusal.remedy },
     )
   }
 }

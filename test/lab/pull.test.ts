@@ -172,8 +172,8 @@ t.test('a standby', async t => {
     }
   }
 
-  t.afterEach(async () => {
-    t.strictSame(await sourceFaults(lab), [], 'the source is on its bases')
+  t.afterEach(async test => {
+    t.strictSame(await sourceFaults(lab), [], `on its bases after: ${test.name}`)
   })
 
   t.test('wrong input gets one sentence, and no clone', QUICK, async t => {
@@ -405,7 +405,13 @@ t.test('a standby', async t => {
     await using held = await heldPull()
     await fill('2000000')
     held.release()
-    await failsWith(t, await endOf(held.child), 22, /vda\.raw: no space left/, before)
+    await failsWith(
+      t,
+      await endOf(held.child),
+      22,
+      /staging\/\S+\/vd[ab]\.\w+: no space left/,
+      before,
+    )
     await sh('standby', 'rm /var/lib/2000000')
     await untilOnBases(lab, 10)
   })
@@ -499,7 +505,6 @@ t.test('a standby', async t => {
     t.match(refused.stderr, /hint: .*clone pull --adopt/)
     const adopted = await pulled(t, 'mydomain', '--adopt')
     t.equal((await readGeneration(adopted.dir)).source.hostId, other)
-    await pulled(t, 'mydomain')
   })
 
   t.test('a flipped byte is found and named', QUICK, async t => {
@@ -526,7 +531,6 @@ t.test('a standby', async t => {
     t.match(before, `${newest.recoveryPoint}\n`)
     const first = await clone(lab, 'verify', 'mydomain', String(newest.seq))
     t.equal(first.exitCode, 0, 'just after pull had returned')
-    await checkManifests(t, newest.dir)
 
     await using held = await heldPull()
     await lab.powerCut('standby')
