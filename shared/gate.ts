@@ -144,4 +144,5 @@ export const sessionEnded = z.object({
   token,
   reason: z.string().max(2000),
   code: z.string().max(50),
+  remedy: z.string().max(4000).optional(),
 })

@@ -72,7 +72,9 @@ export async function openGate(source: Source & { readonly name: string }): Prom
     if (!ended.success) return
     const code = isFailureCode(ended.data.code) ? ended.data.code : 'TRANSFER'
     leases.get(ended.data.token)?.(
-      new Failure(code, `${where}: the session ended under the pull: ${ended.data.reason}`),
+      new Failure(code, `${where}: the session ended under the pull: ${ended.data.reason}`, {
+        remedy: ended.data.remedy,
+      }),
     )
   })
   rpc.listen()

@@ -65,7 +65,8 @@ export function serveGate(
       const { lease, joined } = domains.get(domain).open(client)
       opened.push(lease)
       lease.notify = reason => {
-        const ended = { token: lease.token, reason: reason.message, code: reason.code }
+        const remedy = reason.remedy === undefined ? {} : { remedy: reason.remedy }
+        const ended = { token: lease.token, reason: reason.message, code: reason.code, ...remedy }
         connection.sendNotification(SESSION_ENDED, ended).catch(() => undefined)
       }
       log.info({ domain, joined }, 'session reserved')

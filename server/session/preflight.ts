@@ -2,6 +2,7 @@
 
 import { access, constants, statfs } from 'node:fs/promises'
 import { Failure } from '../../shared/failures.ts'
+import { reasonOf } from '../../shared/host/run.ts'
 import { formatSize } from '../../shared/quantities.ts'
 import { MAX_MESSAGE } from '../../shared/rpc.ts'
 import type { DomainSettings } from '../config/schema.ts'
@@ -54,7 +55,20 @@ export async function readXml(
   domain: string,
   flags: readonly string[],
 ): Promise<string> {
-  const xml = await virsh.text(['dumpxml', '--domain', domain, ...flags])
+  const result = await virsh.run(['dumpxml', '--domain', domain, ...flags])
+  if (result.exitCode !== 0) {
+    const reason = reasonOf(result)
+    if (/failed to get domain/.test(reason))
+      refuse(
+        `libvirt on the source does not know domain ${domain}`,
+        'on the source run: virsh list --all, and correct domains: in source.yaml',
+      )
+    refuse(
+      `libvirt on the source did not answer for domain ${domain}: ${reason}`,
+      'on the source: is libvirtd running?',
+    )
+  }
+  const xml = result.stdout
   const { name } = readDomainXml(xml)
   if (name !== domain)
     refuse(
@@ -221,8 +235,8 @@ export async function preflight(
   domain: string,
   recoveryPoint: string,
 ): Promise<Preflight> {
-  await checkDomain(virsh, domain)
   const { inactiveXml, liveXml } = await readBothXml(virsh, domain)
+  await checkDomain(virsh, domain)
   const live = readDomainXml(liveXml)
   const { disks, left } = chooseDisks(
     domain,
