@@ -18,12 +18,8 @@ import { createSource } from './source.ts'
 const OPERATOR = { role: 'operator' } as const
 
 function print(args: Globals, command: string, json: object, text: string): void {
-  if (args.json)
-    process.stdout.write(`${asJson(command, json)}
-`)
-  else if (text !== '')
-    process.stdout.write(`${text}
-`)
+  if (args.json) process.stdout.write(`${asJson(command, json)}\n`)
+  else if (text !== '') process.stdout.write(`${text}\n`)
 }
 
 function serveSocket(args: Globals): string {
