@@ -59,7 +59,8 @@ export async function virtnbdbackupRow(
   } catch (error) {
     signal.throwIfAborted()
     // The lab's own failure comes with its hint and code on further lines.
-    return toFailure(error).message.split('\n')[0] ?? 'no lab'
+    const [why = ''] = toFailure(error).message.split('\n')
+    return why.replace('no lab: lab:', 'no lab:')
   }
 
   const output = path.join(folder, 'virtnbdbackup')
