@@ -368,7 +368,7 @@ t.test(
     const loop = spawnSync('losetup', ['--find', '--show', '--read-only', image], {
       encoding: 'utf8',
     })
-    if (loop.status !== 0) return
+    t.equal(loop.status, 0, loop.stderr)
     const device = loop.stdout.trim()
     t.teardown(() => spawnSync('losetup', ['--detach', device]))
     await t.rejects(checkUnused(layout, sound), { code: 'UNSAFE', message: device })
