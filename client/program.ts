@@ -3,7 +3,7 @@
 import yargs, { type Argv } from 'yargs'
 import { Failure } from '../shared/failures.ts'
 import { exitStatusHelp } from '../shared/help.ts'
-import { LOG_LEVELS, type LogLevel } from '../shared/log.ts'
+import { LOG_LEVELS, type LogLevel } from '../shared/log-level.ts'
 import { VERSION } from '../shared/version.ts'
 import { CONFIG_FILE } from './config/effective.ts'
 

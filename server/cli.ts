@@ -1,19 +1,14 @@
 #!/usr/bin/env node
 // clone-server: the only file of the source that prints or exits.
 
-import { checkName } from '../shared/names.ts'
 import { describeFailure, toFailure } from '../shared/failures.ts'
 import { asJson, failureJson } from '../shared/help.ts'
-import { createLog } from '../shared/log.ts'
 import { formatDuration, formatSize } from '../shared/quantities.ts'
-import { classicFragment, showDomain, sourceJsonSchema } from './commands/config.ts'
-import { statusTable } from './commands/status.ts'
-import { isDuration, readSourceConfig, sourcePaths } from './config/schema.ts'
-import { relayGate } from './gate/relay.ts'
 import { program, type Actions, type Globals } from './program.ts'
 import { askServe } from './serve/client.ts'
-import { serve } from './serve/serve.ts'
-import { createSource } from './source.ts'
+import type { Source } from './source.ts'
+
+// A client waits for two hooks of each connection, so only what those need is loaded here; the rest by who needs it.
 
 const OPERATOR = { role: 'operator' } as const
 
@@ -22,13 +17,18 @@ function print(args: Globals, command: string, json: object, text: string): void
   else if (text !== '') process.stdout.write(`${text}\n`)
 }
 
-function serveSocket(args: Globals): string {
+async function serveSocket(args: Globals): Promise<string> {
+  const { readSourceConfig, sourcePaths } = await import('./config/schema.ts')
   return sourcePaths(readSourceConfig(args.config)).serveSocket
 }
 
-/** A value as people read it. */
-function shown(key: string, value: unknown): string {
-  return typeof value === 'number' && isDuration(key) ? formatDuration(value) : String(value)
+async function openSource(args: Globals): Promise<Source> {
+  const [{ readSourceConfig }, { createSource }, { createLog }] = await Promise.all([
+    import('./config/schema.ts'),
+    import('./source.ts'),
+    import('../shared/log.ts'),
+  ])
+  return createSource(readSourceConfig(args.config), createLog('clone-server', args['log-level']))
 }
 
 /** Aborts on the first SIGINT or SIGTERM: serve then merges before it goes. */
@@ -40,35 +40,35 @@ function stopSignal(): AbortSignal {
 
 const actions: Actions = {
   async serve(args) {
-    const source = createSource(
-      readSourceConfig(args.config),
-      createLog('clone-server', args['log-level']),
+    const { serve } = await import('./serve/serve.ts')
+    await serve(await openSource(args), stopSignal(), () =>
+      print(args, 'serve', { ready: true }, ''),
     )
-    await serve(source, stopSignal(), () => print(args, 'serve', { ready: true }, ''))
   },
   async gate(args) {
-    await relayGate(
-      serveSocket(args),
-      checkName('client', args.client),
-      process.stdin,
-      process.stdout,
-    )
+    const { relayGate } = await import('./gate/relay.ts')
+    await relayGate(await serveSocket(args), args.client, process.stdin, process.stdout)
   },
   async hook({ verb, socket, ...params }) {
     await askServe(socket, { role: 'hook' }, verb === 'begin' ? 'hook.begin' : 'hook.end', params)
   },
   async status(args) {
-    const status = await askServe(serveSocket(args), OPERATOR, 'operator.status', {})
+    const [status, { statusTable }] = await Promise.all([
+      askServe(await serveSocket(args), OPERATOR, 'operator.status', {}),
+      import('./commands/status.ts'),
+    ])
     print(args, 'status', status, statusTable(status.domains))
   },
   async recover(args) {
     const { domain } = args
-    const { result } = await askServe(serveSocket(args), OPERATOR, 'operator.recover', { domain })
+    const { result } = await askServe(await serveSocket(args), OPERATOR, 'operator.recover', {
+      domain,
+    })
     print(args, 'recover', { domain, result }, `${domain}: ${result}`)
   },
   async sessionOpen(args) {
     const { domain } = args
-    const held = await askServe(serveSocket(args), OPERATOR, 'operator.hold', { domain })
+    const held = await askServe(await serveSocket(args), OPERATOR, 'operator.hold', { domain })
     const lines = held.disks.map(({ target, base }) => `  ${domain}/${target}  ${base}`)
     print(
       args,
@@ -79,7 +79,7 @@ const actions: Actions = {
   },
   async sessionClose(args) {
     const { domain } = args
-    const { state, disks } = await askServe(serveSocket(args), OPERATOR, 'operator.letGo', {
+    const { state, disks } = await askServe(await serveSocket(args), OPERATOR, 'operator.letGo', {
       domain,
     })
     const words = {
@@ -98,33 +98,34 @@ const actions: Actions = {
       [`${domain} ${words[state]}`, ...lines].join('\n'),
     )
   },
-  configCheck(args) {
+  async configCheck(args) {
+    const { readSourceConfig } = await import('./config/schema.ts')
+    const { showDomain } = await import('./commands/config.ts')
     const config = readSourceConfig(args.config)
     const domains = Object.keys(config.domains)
     for (const domain of domains) showDomain(config, domain)
     print(args, 'config check', { domains }, `${args.config}: ok, ${domains.length} domain(s)`)
-    return Promise.resolve()
   },
-  configShow(args) {
+  async configShow(args) {
+    const { isDuration, readSourceConfig } = await import('./config/schema.ts')
+    const { showDomain } = await import('./commands/config.ts')
     const rows = showDomain(readSourceConfig(args.config), args.domain)
     const width = Math.max(...rows.map(row => row.key.length))
-    const lines = rows.map(
-      ({ key, value, origin }) => `${key.padEnd(width)}  ${shown(key, value)}  (${origin})`,
-    )
+    const lines = rows.map(({ key, value, origin }) => {
+      const shown =
+        typeof value === 'number' && isDuration(key) ? formatDuration(value) : String(value)
+      return `${key.padEnd(width)}  ${shown}  (${origin})`
+    })
     print(args, 'config show', { domain: args.domain, values: rows }, lines.join('\n'))
-    return Promise.resolve()
   },
   async configNbdServer(args) {
-    const source = createSource(
-      readSourceConfig(args.config),
-      createLog('clone-server', args['log-level']),
-    )
-    const fragment = await classicFragment(source)
+    const { classicFragment } = await import('./commands/config.ts')
+    const fragment = await classicFragment(await openSource(args))
     print(args, 'config nbd-server', { config: fragment }, fragment)
   },
-  configSchema() {
+  async configSchema() {
+    const { sourceJsonSchema } = await import('./commands/config.ts')
     process.stdout.write(`${JSON.stringify(sourceJsonSchema(), null, 2)}\n`)
-    return Promise.resolve()
   },
 }
 

@@ -3,7 +3,7 @@
 import { hostname } from 'node:os'
 import yargs, { type Argv } from 'yargs'
 import { exitStatusHelp, usageFailure } from '../shared/help.ts'
-import { LOG_LEVELS, type LogLevel } from '../shared/log.ts'
+import { LOG_LEVELS, type LogLevel } from '../shared/log-level.ts'
 import { VERSION } from '../shared/version.ts'
 
 export const DEFAULT_CONFIG = '/etc/nbd-clone/source.yaml'

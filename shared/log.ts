@@ -2,10 +2,9 @@
 
 import { destination, pino, stdSerializers, type Logger } from 'pino'
 import pretty from 'pino-pretty'
+import type { LogLevel } from './log-level.ts'
 
 export type Log = Logger
-export const LOG_LEVELS = ['silent', 'error', 'warn', 'info', 'debug', 'trace'] as const
-export type LogLevel = (typeof LOG_LEVELS)[number]
 
 /** @param level what to print; a terminal gets one readable line per step, anything else JSON lines */
 export function createLog(program: string, level: LogLevel): Log {

@@ -1,6 +1,7 @@
 // clone-server gate: a thin relay between a client's stdio and serve's socket, with the client's name in front.
 
 import type { Readable, Writable } from 'node:stream'
+import { checkName } from '../../shared/names.ts'
 import { connectToServe } from '../serve/client.ts'
 
 /** Relays until either side ends. @throws Failure SOURCE_UNREACHABLE */
@@ -10,7 +11,10 @@ export async function relayGate(
   input: Readable,
   output: Writable,
 ): Promise<void> {
-  const socket = await connectToServe(socketPath, { role: 'gate', client })
+  const socket = await connectToServe(socketPath, {
+    role: 'gate',
+    client: checkName('client', client),
+  })
   await new Promise<void>(resolve => {
     const end = (): void => {
       socket.destroy()
