@@ -1,5 +1,6 @@
 // One pull of one domain, start to finish. The numbers are those of docs/architecture.md.
 
+import { setMaxListeners } from 'node:events'
 import { rm, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { Cleanup } from '../shared/cleanup.ts'
@@ -65,7 +66,7 @@ export async function pull(clone: CloneConfig, options: PullOptions): Promise<Pu
     await makeFolders(layout)
     cleanup.defer(lockClone(layout, 'pull'))
   } catch (error) {
-    throw ofStore(clone.dir, error)
+    throw storeFailure(layout.dir, error)
   }
 
   const attempt = newAttempt()
@@ -78,9 +79,13 @@ export async function pull(clone: CloneConfig, options: PullOptions): Promise<Pu
   })
 
   // 8. Record freshness and history; prune by retention.
-  await recordAttempt(layout, attempt, pulled.source)
-  const pruned = await prune(layout, await readState(layout), clone.keepLast)
-  return { ...pulled, pruned }
+  try {
+    await recordAttempt(layout, attempt, pulled.source)
+    const pruned = await prune(layout, await readState(layout), clone.keepLast)
+    return { ...pulled, pruned }
+  } catch (error) {
+    throw withGeneration(ofStore(clone.dir, error), pulled.recoveryPoint)
+  }
 }
 
 async function pullLocked(
@@ -94,6 +99,8 @@ async function pullLocked(
   const log = parentLog.child({ domain: clone.name })
   const over = new AbortController()
   const signal = AbortSignal.any([stopped, over.signal])
+  // Each disk's connection listens; with more than ten, Node would print a warning.
+  setMaxListeners(0, signal)
 
   // 1. May this clone be written?
   const state = await readState(layout)
@@ -136,7 +143,7 @@ async function pullLocked(
       connections.set(target, await connectOrExplain(gate, clone, target, token, signal, stopped))
     const info = await gate.call('session.info', { token }, { signal })
     attempt.recoveryPoint = info.recoveryPoint.id
-    return { info, disks: checkSession(info, described.uuid, connections) }
+    return { info, disks: checkSession(info, described.uuid, connections, wanted.omitted) }
   })
   const { id } = info.recoveryPoint
   checkIsNew(id, sound)
@@ -197,8 +204,21 @@ async function pullLocked(
   })
   watcher.done()
   const outcome = await timed(attempt, log, 'merge', async () => {
-    await gate.call('acknowledge', { domain: clone.domain, recoveryPoint: id }, { signal })
-    return mergeOutcome(gate, token, signal)
+    // Told at the end only: whether the source merged weighs more than whether it took the word.
+    const acknowledged = gate
+      .call('acknowledge', { domain: clone.domain, recoveryPoint: id }, { signal })
+      .then(
+        () => undefined,
+        (error: unknown) => toFailure(error),
+      )
+    const outcome = await mergeOutcome(gate, token, signal, () =>
+      watcher.note?.(
+        `${clone.name}: waiting for the source to merge; Ctrl-C ends only the waiting`,
+      ),
+    )
+    const refused = await acknowledged
+    if (refused) throw refused
+    return outcome
   }).catch((error: unknown) => {
     throw withGeneration(error, id)
   })
@@ -269,10 +289,19 @@ function withGeneration(error: unknown, id: string): Failure {
   )
 }
 
+/** What an open file's write or fsync says; such errors carry no path. */
+const STORE_ERRORS = new Set(['ENOSPC', 'EDQUOT', 'EIO', 'EROFS', 'EFBIG'])
+
 /** Errors of the store's file system name their path; all others stay what they are. */
-function ofStore(dir: string, error: unknown): Failure {
-  const errno = error as NodeJS.ErrnoException
-  const ours =
-    !(error instanceof Failure) && errno.code !== undefined && errno.path?.startsWith(dir)
-  return ours ? storeFailure(errno.path ?? dir, error) : toFailure(error)
+function ofStore(dir: string, thrown: unknown): Failure {
+  const error = rootOf(thrown)
+  const { code, path: file } = error as NodeJS.ErrnoException
+  const ours = code !== undefined && (file?.startsWith(dir) ?? STORE_ERRORS.has(code))
+  return ours && !(error instanceof Failure) ? storeFailure(file ?? dir, error) : toFailure(error)
+}
+
+/** When clearing up fails too, what counts is why it was begun. */
+function rootOf(error: unknown): unknown {
+  const both = error as { name?: unknown; suppressed?: unknown } | undefined
+  return both?.name === 'SuppressedError' ? rootOf(both.suppressed) : error
 }

@@ -52,12 +52,14 @@ export async function openGate(source: Source & { readonly name: string }): Prom
     })
   }
 
+  // A kill that fails must not end the program.
+  child.on('error', () => undefined)
   const lost = new AbortController()
   const rpc = rpcConnection(child.stdout, child.stdin)
   const gone = (detail: string): void =>
     lost.abort(new Failure('SOURCE_UNREACHABLE', `${where}: its gate is gone: ${detail}`))
   child.once('close', (code, signal) =>
-    gone(lastWords() || `it ended with ${signal ?? `exit status ${String(code)}`}`),
+    gone(harmless(lastWords()) || `it ended with ${signal ?? `exit status ${String(code)}`}`),
   )
   rpc.onError(([error]) => {
     // A broken pipe is followed by the child's end, which knows the reason.
@@ -68,7 +70,7 @@ export async function openGate(source: Source & { readonly name: string }): Prom
 
   const leases = new Map<string, (reason: Failure) => void>()
   rpc.onNotification(SESSION_ENDED, (message: unknown) => {
-    const ended = sessionEnded.safeParse(message)
+    const ended = sessionEnded.safeParse(harmless(message))
     if (!ended.success) return
     const code = isFailureCode(ended.data.code) ? ended.data.code : 'TRANSFER'
     leases.get(ended.data.token)?.(
@@ -86,7 +88,8 @@ export async function openGate(source: Source & { readonly name: string }): Prom
       // A connection that closed is followed by the child's end, whose last words say more.
       if (!(error instanceof ResponseError)) await aborted(lost.signal, GRACE_MS)
       lost.signal.throwIfAborted()
-      throw responseToFailure(error, 'SOURCE_UNREACHABLE')
+      const { code, message, remedy } = responseToFailure(error, 'SOURCE_UNREACHABLE')
+      throw new Failure(code, harmless(message), { cause: error, remedy: harmless(remedy) })
     }
   }
 
@@ -96,7 +99,8 @@ export async function openGate(source: Source & { readonly name: string }): Prom
     const answer = ask(method, GATE[method].params.parse(params))
     const signals = options.signal ? [options.signal, lost.signal] : [lost.signal]
     const raw = await firstOf(answer, signals, options.timeoutMs ?? ANSWER_MS, method)
-    const result = GATE[method].result.safeParse(raw)
+    // XML and variables are kept as they came; everything else may end on a terminal.
+    const result = GATE[method].result.safeParse(method === 'session.info' ? raw : harmless(raw))
     if (result.success) return result.data as GateResult<typeof method>
     const issue = result.error.issues[0]
     throw new Failure(
@@ -135,6 +139,22 @@ export async function openGate(source: Source & { readonly name: string }): Prom
       await endChild(child)
     },
   }
+}
+
+/** The longest text of a peer that is passed on. */
+const MAX_TEXT = 4000
+
+/** A peer's words, at any depth, made safe for a terminal and a history line: no control characters, no end of them. */
+function harmless<T>(value: T): T {
+  const clean = (one: unknown): unknown =>
+    typeof one === 'string'
+      ? one.replace(/[^\P{Cc}\n\t]|\p{Cf}/gu, ' ').slice(0, MAX_TEXT)
+      : Array.isArray(one)
+        ? one.map(clean)
+        : one !== null && typeof one === 'object'
+          ? Object.fromEntries(Object.entries(one).map(([key, inner]) => [key, clean(inner)]))
+          : one
+  return clean(value) as T
 }
 
 /** The answer, or whatever ends the waiting first; listeners and timer never outlive it. */

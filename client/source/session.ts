@@ -19,6 +19,8 @@ const MAX_XML = 4 * 1024 * 1024
 const ASK_AGAIN_MS = 500
 /** A round trip that makes the measured clock offset too vague. */
 const SLOW_MS = 200
+/** A wait for the merge that people are told about. */
+const LONG_MS = 5_000
 /** How long the reason of a lost connection may take to arrive. */
 const ENDED_MS = 1_000
 /** How long a source may take to give the reason of a failure; a pull that has failed must not wait for a dead one. */
@@ -81,6 +83,7 @@ export function wantedDisks(clone: CloneConfig, described: GateResult<'describe'
       : disk.exported
         ? undefined
         : (disk.reason ?? 'not exported by the source')
+  checkOnce(described.disks, `source ${clone.source.name}`)
   const disks = described.disks
     .filter(disk => reasonOf(disk) === undefined)
     .map(({ target, size, format }) => ({ target, size, format: format ?? ('raw' as const) }))
@@ -94,6 +97,15 @@ export function wantedDisks(clone: CloneConfig, described: GateResult<'describe'
       `domain ${described.domain} has no disk to pull: ${omitted.map(one => `${one.target}: ${one.reason}`).join('; ') || 'none at all'}`,
     )
   return { disks, omitted }
+}
+
+/** @throws Failure TRANSFER for a target that comes twice */
+function checkOnce(disks: readonly { target: string }[], where: string): void {
+  const seen = new Set<string>()
+  for (const { target } of disks) {
+    if (seen.has(target)) throw new Failure('TRANSFER', `${where} names disk ${target} twice`)
+    seen.add(target)
+  }
 }
 
 /**
@@ -153,14 +165,34 @@ export async function explainLoss(
   })
 }
 
-/** Checks what the session froze against what was connected. @throws Failure TRANSFER or SOURCE_REFUSED */
+/**
+ * Checks what the session froze against what was connected: every frozen disk, or a reason why not.
+ * @param omitted disks that are left out knowingly. @throws Failure TRANSFER or SOURCE_REFUSED
+ */
 export function checkSession(
   info: SessionInfo,
   uuid: string,
   connections: ReadonlyMap<string, NbdConnection>,
+  omitted: Wanted['omitted'],
 ): DiskToPull[] {
   if (info.uuid !== uuid)
     throw new Failure('TRANSFER', `the session is of domain ${info.uuid}, not ${uuid}`)
+  if (info.inactiveXml.trim() === '')
+    throw new Failure(
+      'TRANSFER',
+      'the session has no domain XML, so its clone could not be started',
+    )
+  const { nvram } = info
+  if (nvram !== null && Buffer.from(nvram, 'base64').toString('base64') !== nvram)
+    throw new Failure('TRANSFER', 'the UEFI variables of the session are no base64')
+  checkOnce(info.disks, 'the session')
+  for (const { target } of info.disks)
+    if (!connections.has(target) && !omitted.some(one => one.target === target))
+      throw new Failure(
+        'TRANSFER',
+        `the session froze disk ${target}, which the domain did not have a moment before`,
+        { remedy: 'pull again' },
+      )
   for (const xml of [info.inactiveXml, info.liveXml])
     if (Buffer.byteLength(xml) > MAX_XML)
       throw new Failure('SOURCE_REFUSED', 'the domain XML is over 4 MiB')
@@ -205,10 +237,25 @@ export async function release(
 }
 
 /**
- * Waits until the source is on its bases again, or others still use the session (`kept`).
+ * Waits until the source is on its bases again, or others still use the session (`kept`): as long as the source says
+ * that it merges. @param onLong called once, when that takes long
  * @throws Failure MERGE_FAILED, or the source's own code; SOURCE_UNREACHABLE when the gate is lost meanwhile
  */
 export async function mergeOutcome(
+  gate: Gate,
+  token: string,
+  signal: AbortSignal,
+  onLong: () => void,
+): Promise<'merged' | 'kept'> {
+  const long = setTimeout(onLong, LONG_MS)
+  try {
+    return await untilMerged(gate, token, signal)
+  } finally {
+    clearTimeout(long)
+  }
+}
+
+async function untilMerged(
   gate: Gate,
   token: string,
   signal: AbortSignal,
@@ -226,6 +273,12 @@ export async function mergeOutcome(
         },
       )
     }
+    if (outcome.state !== 'merging')
+      throw new Failure(
+        'TRANSFER',
+        `the source says that the released session is ${outcome.state}, so whether it merges is unknown`,
+        { remedy: 'on the source run: clone-server status' },
+      )
     await sleep(ASK_AGAIN_MS, undefined, { signal }).catch(() => signal.throwIfAborted())
   }
 }

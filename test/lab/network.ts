@@ -2,6 +2,7 @@
 
 import { execa } from 'execa'
 import { ADDRESS, HOSTS, namespaceOf, type HostName } from './names.ts'
+import { waitFor } from './processes.ts'
 
 const LINK = 'nbd-clone-lab0'
 
@@ -27,8 +28,17 @@ export async function cutNetwork(): Promise<void> {
   await ip('-n', namespaceOf('source'), 'link', 'set', LINK, 'down')
 }
 
+/** Puts it back; the hosts reach each other when this returns. */
 export async function healNetwork(): Promise<void> {
   await ip('-n', namespaceOf('source'), 'link', 'set', LINK, 'up')
+  // The kernel tells of the carrier later, and remembers for seconds that nobody answered.
+  for (const host of HOSTS)
+    await waitFor(`the network of ${host}`, 10, async () => {
+      const { stdout } = await execa('ip', ['-n', namespaceOf(host), 'link', 'show', 'dev', LINK])
+      return stdout.includes('state UP')
+    })
+  for (const host of HOSTS)
+    await ip('-n', namespaceOf(host), 'neighbour', 'flush', 'dev', LINK, 'nud', 'all')
 }
 
 /** `/etc/hosts` of a host. */

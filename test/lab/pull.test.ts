@@ -22,7 +22,7 @@ import {
 
 t.setTimeout(500_000)
 
-const QUICK = { timeout: 45_000 }
+const QUICK = { timeout: 60_000 }
 /** For what waits until a lease lapses. */
 const LAPSE = { timeout: 90_000 }
 
