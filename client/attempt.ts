@@ -14,6 +14,8 @@ export interface Watcher {
   progress(bytes: number): void
   /** The bar's end, on every way out. */
   done(): void
+  /** Something that a person who looks on wants to know. */
+  note?(text: string): void
 }
 
 export const NOBODY: Watcher = {

@@ -44,5 +44,9 @@ export function progressBar(stream: NodeJS.WriteStream, label: string): Watcher 
       bar?.update(done)
     },
     done: stop,
+    note(text) {
+      stop()
+      stream.write(`${text}\n`)
+    },
   }
 }
