@@ -1,6 +1,7 @@
 // Stops a copy in the middle for certain, not by luck: NBD goes through a relay on the standby that holds what the source
 // sends once so much has passed, until it is let go.
 
+import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { HostProcess } from './enter.ts'
 import type { Lab } from './lab.ts'
@@ -33,7 +34,13 @@ export class Brake implements AsyncDisposable {
 
 /** Starts the relay on the standby; it listens when this returns. */
 export async function startBrake(lab: Lab, { afterMiB = 4 } = {}): Promise<Brake> {
-  const program = join(ROOT, 'dist', 'test', 'lab', 'brake-process.js')
+  // The hosts have a /tmp of their own, so a checkout may not be there for them.
+  const program = '/opt/brake-process.mjs'
+  await lab.writeFile(
+    'standby',
+    program,
+    await readFile(join(ROOT, 'dist', 'test', 'lab', 'brake-process.js'), 'utf8'),
+  )
   await lab.standby(['rm', '-f', BRAKE_SOCKET])
   const process = lab.spawn('standby', [
     ...['node', program, BRAKE_SOCKET, ADDRESS.source, '10809'],
