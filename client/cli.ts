@@ -29,7 +29,7 @@ const print = (text: string): boolean => process.stdout.write(`${text}\n`)
 const complain = (text: string): boolean => process.stderr.write(`${text}\n`)
 const watch = (clone: string) => progressBar(process.stderr, clone)
 
-/** Aborted by the first Ctrl-C or SIGTERM; everything then undoes itself. */
+/** Aborted by the first Ctrl-C or SIGTERM; everything then undoes itself. Short commands just end. */
 function interruptible(): AbortSignal {
   const controller = new AbortController()
   for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const)
@@ -38,7 +38,7 @@ function interruptible(): AbortSignal {
 }
 
 /** Does one command and prints its data. @returns the exit status */
-async function perform(command: Command, signal: AbortSignal): Promise<number> {
+async function perform(command: Command): Promise<number> {
   const say = (data: object, text: () => string): boolean =>
     print(command.json ? asJson(command.name, data) : text())
   if (command.name === 'config schema') {
@@ -49,6 +49,7 @@ async function perform(command: Command, signal: AbortSignal): Promise<number> {
   switch (command.name) {
     case 'pull': {
       const log = createLog('clone', command.logLevel)
+      const signal = interruptible()
       const { results, exit } = await pullCommand(config, command, log, signal, watch)
       if (command.json) print(asJson('pull', pullJson(results, exit)))
       for (const result of results)
@@ -74,8 +75,15 @@ async function perform(command: Command, signal: AbortSignal): Promise<number> {
     }
     case 'verify': {
       const clone = cloneConfig(config, command.domain)
-      const verified = await verifyCommand(clone, command.generation, signal, watch(clone.name))
+      const verified = await verifyCommand(
+        clone,
+        command.generation,
+        interruptible(),
+        watch(clone.name),
+      )
       say(verified, () => verifyText(verified))
+      if (verified.unrecorded !== undefined)
+        complain(`clone: ${clone.name}: the result could not be recorded: ${verified.unrecorded}`)
       if (verified.sound) return 0
       const damaged = new Failure('INTEGRITY', `generation ${verified.id} is damaged`, {
         remedy: `pull again: clone pull ${clone.name}; older generations: clone list ${clone.name}`,
@@ -102,11 +110,12 @@ async function perform(command: Command, signal: AbortSignal): Promise<number> {
   }
 }
 
-const signal = interruptible()
+// A reader that left, or a terminal that is gone, must not end a pull before it has let its source go.
+for (const stream of [process.stdout, process.stderr]) stream.on('error', () => undefined)
 const argv = hideBin(process.argv)
 try {
   await program(argv, async command => {
-    process.exitCode = await perform(command, signal)
+    process.exitCode = await perform(command)
   }).parseAsync()
 } catch (error) {
   const failure = toFailure(error)

@@ -28,6 +28,7 @@ import {
   type Wanted,
 } from './source/session.ts'
 import { repairCurrent } from './store/current.ts'
+import { ofStore } from './store/failure.ts'
 import { imagesOf, soundGenerations, type Generation, type Sound } from './store/generation.ts'
 import { checkBinding, checkRole, checkSpace, checkUnused, lockClone } from './store/guard.ts'
 import { imageName, layoutOf, makeFolders, manifestName, type Layout } from './store/layout.ts'
@@ -287,21 +288,4 @@ function withGeneration(error: unknown, id: string): Failure {
     `${failure.message}; the clone is good all the same: generation ${id} is published`,
     { cause: error, remedy: failure.remedy ?? 'on the source run: clone-server status' },
   )
-}
-
-/** What an open file's write or fsync says; such errors carry no path. */
-const STORE_ERRORS = new Set(['ENOSPC', 'EDQUOT', 'EIO', 'EROFS', 'EFBIG'])
-
-/** Errors of the store's file system name their path; all others stay what they are. */
-function ofStore(dir: string, thrown: unknown): Failure {
-  const error = rootOf(thrown)
-  const { code, path: file } = error as NodeJS.ErrnoException
-  const ours = code !== undefined && (file?.startsWith(dir) ?? STORE_ERRORS.has(code))
-  return ours && !(error instanceof Failure) ? storeFailure(file ?? dir, error) : toFailure(error)
-}
-
-/** When clearing up fails too, what counts is why it was begun. */
-function rootOf(error: unknown): unknown {
-  const both = error as { name?: unknown; suppressed?: unknown } | undefined
-  return both?.name === 'SuppressedError' ? rootOf(both.suppressed) : error
 }

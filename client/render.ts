@@ -97,16 +97,19 @@ export function statusText(clones: readonly CloneStatus[]): string {
 }
 
 export function listText(generations: readonly Listed[], brokenHistory: readonly number[]): string {
-  const rows = generations.map(({ id, current, claims, generation, broken }) => [
+  const rows = generations.map(({ id, current, claims, generation, broken, damaged }) => [
     generation ? String(generation.seq) : '-',
     id,
     generation?.recoveryPoint.consistency ?? 'BROKEN',
     generation ? generation.disks.map(disk => disk.target).join(' ') : '-',
     generation ? formatSize(generation.disks.reduce((sum, { size }) => sum + size, 0)) : '-',
     generation?.verified.at ?? '-',
-    [...(current ? ['current'] : []), ...claims, ...(broken === undefined ? [] : [broken])].join(
-      ' ',
-    ),
+    [
+      ...(current ? ['current'] : []),
+      ...claims,
+      ...(broken === undefined ? [] : [broken]),
+      ...(damaged === undefined ? [] : [`DAMAGED: ${damaged}`]),
+    ].join(' '),
   ])
   const notes = brokenHistory.map(line => `history.jsonl: line ${line} does not continue the chain`)
   const head = ['SEQ', 'RECOVERY POINT', 'CONSISTENCY', 'DISKS', 'SIZE', 'VERIFIED', 'NOTES']
@@ -115,13 +118,14 @@ export function listText(generations: readonly Listed[], brokenHistory: readonly
 
 export function verifyText({ clone, id, disks }: Verified): string {
   return disks
-    .flatMap(({ target, file, size, bad, manifest }) => [
+    .flatMap(({ target, file, size, bad, manifest, image }) => [
       ...(manifest === undefined ? [] : [`${clone}: ${manifest}`]),
+      ...(image === undefined ? [] : [`${clone}: ${image}`]),
       ...bad.slice(0, NAMED).map(one => `${clone}: ${file}: ${offsetOf(one)}: ${one.why}`),
       ...(bad.length > NAMED
         ? [`${clone}: ${file}: and ${bad.length - NAMED} more bad chunks`]
         : []),
-      ...(bad.length === 0 && manifest === undefined
+      ...(bad.length === 0 && manifest === undefined && image === undefined
         ? [`${clone}: ${id}: ${target}: ${formatSize(size)} match the manifest`]
         : []),
     ])

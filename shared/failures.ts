@@ -159,15 +159,18 @@ export function toFailure(error: unknown): Failure {
   })
 }
 
-/** Severity order for several domains (contracts: the worst wins); what is not listed comes after. */
-const SEVERITY = [13, 14, 21, 22, 23, 20, 12, 11, 10, 31, 30, 75]
+/**
+ * Severity order for several domains (contracts: the worst wins); what is not listed comes after. An interruption outweighs
+ * all but a source that is left on an overlay.
+ */
+const SEVERITY = [13, 14, 130, 21, 22, 23, 20, 12, 11, 10, 31, 30, 75]
 
 /** The exit status of a run over several domains. @param exits one per domain, 0 for success */
 export function worstExit(exits: readonly number[]): number {
   const rank = (exit: number): number => {
     if (exit === 0) return Infinity
     const at = SEVERITY.indexOf(exit)
-    return at === -1 ? (exit === 130 ? -1 : SEVERITY.length) : at
+    return at === -1 ? SEVERITY.length : at
   }
   return [...exits].sort((a, b) => rank(a) - rank(b))[0] ?? 0
 }

@@ -15,7 +15,12 @@ export function createLog(program: string, level: LogLevel): Log {
     serializers,
     redact: ['token', '*.token', 'nvram', '*.password'],
   }
-  if (!process.stderr.isTTY) return pino(options, destination({ fd: 2, sync: true }))
+  if (!process.stderr.isTTY) {
+    const stderr = destination({ fd: 2, sync: true })
+    // Who closes our stderr loses the log, not the session.
+    stderr.on('error', () => undefined)
+    return pino(options, stderr)
+  }
   return pino(
     options,
     pretty({

@@ -23,7 +23,12 @@ interface Ran {
 function start(
   source: FakeSource,
   args: string[],
-): { pid: number; kill: (signal: NodeJS.Signals) => boolean; ended: Promise<Ran> } {
+): {
+  pid: number
+  kill: (signal: NodeJS.Signals) => boolean
+  closeStdout: () => void
+  ended: Promise<Ran>
+} {
   const all = [...process.execArgv, CLI, ...args, '--config', source.configFile]
   const child = spawn(process.execPath, all, { stdio: ['ignore', 'pipe', 'pipe'] })
   let stdout = ''
@@ -35,7 +40,12 @@ function start(
     stdout,
     stderr,
   }))
-  return { pid: child.pid ?? 0, kill: signal => child.kill(signal), ended }
+  return {
+    pid: child.pid ?? 0,
+    kill: signal => child.kill(signal),
+    closeStdout: () => child.stdout.destroy(),
+    ended,
+  }
 }
 
 async function aSource(t: Test): Promise<FakeSource> {
@@ -61,6 +71,13 @@ t.test('under cron a good pull is silent, and a bad one says why in one sentence
   t.equal(unknown.code, 2)
   t.match(JSON.parse(unknown.stdout), { schema: 1, failure: { code: 'USAGE', exit: 2 } })
   t.match(unknown.stderr, 'clone: unknown domain "yourdomain"; configured: mydomain')
+})
+
+t.test('a reader that left ends nothing: the pull goes on to its end', async t => {
+  const source = await aSource(t)
+  const pull = start(source, ['pull', 'mydomain', '--json'])
+  pull.closeStdout()
+  t.strictSame(await pull.ended, { code: 0, stdout: '', stderr: '' })
 })
 
 t.test('Ctrl-C in the middle: exit 130, the source let go, nothing left', async t => {

@@ -3,11 +3,13 @@
 import t, { type Test } from 'tap'
 import { execFileSync, spawnSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
-import { closeSync, openSync, readFileSync, writeSync } from 'node:fs'
-import { mkdir, readdir, readlink } from 'node:fs/promises'
+import { closeSync, openSync, readdirSync, readFileSync, writeSync } from 'node:fs'
+import { mkdir, readdir, readlink, rm, truncate } from 'node:fs/promises'
 import path from 'node:path'
 import { pino } from 'pino'
 import { NOBODY, type Watcher } from '../client/attempt.ts'
+import { listCommand } from '../client/commands/list.ts'
+import { pruneCommand } from '../client/commands/prune.ts'
 import { pullCommand } from '../client/commands/pull.ts'
 import { statusCommand } from '../client/commands/status.ts'
 import { verifyCommand } from '../client/commands/verify.ts'
@@ -172,6 +174,62 @@ t.test('a corrupted byte is named by verify, with its chunk', async t => {
   await t.rejects(verifyCommand(cloneOf(source), '7', never, NOBODY), { code: 'USAGE' })
 })
 
+t.test(
+  'a generation that verify found damaged counts no more, until one finds it good',
+  async t => {
+    const source = await aSource(t)
+    const clone = cloneOf(source)
+    const layout = layoutOf(clone.dir)
+    const verified = (which?: string) => verifyCommand(clone, which, never, NOBODY)
+    const first = await pullFrom(source)
+    const { dir } = await pullFrom(source)
+    const write = (text: string) => {
+      const image = openSync(path.join(dir, 'vda.raw'), 'r+')
+      writeSync(image, text, 6 * CHUNK_SIZE + 99)
+      closeSync(image)
+    }
+    write('x')
+    t.match(await verified(), { sound: false })
+    t.equal(await readlink(layout.current), `generations/${first.recoveryPoint}`)
+    t.match(await statusCommand([clone]), [
+      { newest: { seq: 1 }, generations: 1, problems: [/is damaged: vda: 1 bad chunks.* chunk 6/] },
+    ])
+    const { generations } = await listCommand(clone)
+    t.match(generations, [{ current: true }, { current: false, damaged: /chunk 6/ }])
+    t.notOk(generations[0]?.damaged)
+    await pullFrom(source)
+    t.strictSame((await pruneCommand(clone, true)).remove, [], 'no good one goes for a damaged one')
+    t.equal((await soundGenerations(clone.dir)).length, 3)
+    write('\0')
+    t.match(await verified('2'), { sound: true })
+    t.match(await statusCommand([clone]), [{ generations: 3, problems: [] }])
+    t.match((await pruneCommand(clone, false)).remove, [{ seq: 1 }])
+  },
+)
+
+t.test('an image too long, and files that are missing, are damage too', async t => {
+  const source = await aSource(t)
+  const clone = cloneOf(source)
+  const { dir: older } = await pullFrom(source)
+  const { dir } = await pullFrom(source)
+  const verified = (which?: string) => verifyCommand(clone, which, never, NOBODY)
+  await truncate(path.join(dir, 'vda.raw'), VDA.length + CHUNK_SIZE)
+  await rm(path.join(dir, 'vdb.manifest'))
+  t.match(await verified(), {
+    sound: false,
+    disks: [{ bad: [], image: /bytes, but generation.json says/ }, { manifest: /missing/ }],
+  })
+  t.match(await statusCommand([clone]), [{ newest: { seq: 1 } }])
+  await rm(path.join(older, 'vda.raw'))
+  t.match(await verified('1'), { sound: false, disks: [{ image: /missing/ }, {}] })
+  t.match(await statusCommand([clone]), [{ freshness: { state: 'none' }, generations: 0 }])
+  t.strictSame(readdirSync(clone.dir).includes('current'), false, 'nothing is there to be started')
+  const flags = { domains: ['mydomain'], all: false, adopt: false, ifDue: true, dryRun: false }
+  t.match(await pullCommand(loadConfig(source.configFile), flags, log, never, () => NOBODY), {
+    results: [{ outcome: 'published' }],
+  })
+})
+
 t.test('failures before anything is published', async t => {
   const source = await aSource(t)
   await pullFrom(source)
@@ -255,6 +313,42 @@ t.test('failures before anything is published', async t => {
       }
     },
   )
+  await fails(
+    'a disk that was plugged in between describe and the freeze',
+    { code: 'TRANSFER', message: /froze disk vdc/ },
+    () => {
+      handlers['session.info'] = async params => {
+        const info = await usual['session.info'](params)
+        return { ...info, disks: [...info.disks, { target: 'vdc', format: 'raw', size: 512 }] }
+      }
+    },
+  )
+  await fails(
+    'a disk that is named twice',
+    { code: 'TRANSFER', message: /names disk vda twice/ },
+    () => {
+      handlers.describe = async params => {
+        const described = await usual.describe(params)
+        return { ...described, disks: [...described.disks, ...described.disks.slice(0, 1)] }
+      }
+    },
+  )
+  await fails(
+    'a session without a definition',
+    { code: 'TRANSFER', message: /no domain XML/ },
+    () => {
+      handlers['session.info'] = async params => {
+        return { ...(await usual['session.info'](params)), inactiveXml: '' }
+      }
+    },
+  )
+  await fails(
+    'a peer that paints the terminal',
+    { code: 'SOURCE_REFUSED', message: /^no {2}\[2Jdomain$/ },
+    () => {
+      handlers.describe = refusing('SOURCE_REFUSED', 'no \x1b[2Jdomain')
+    },
+  )
   await fails('an NBD server whose reads fail', { code: 'TRANSFER' }, () =>
     source.serveNbd(['--filter=error', 'error-pread-rate=100%']),
   )
@@ -305,8 +399,8 @@ t.test('failures before anything is published', async t => {
   )
   t.equal(source.calls.at(-1), 'session.release', 'so that it merges at once')
   t.match(await readState(layoutOf(cloneOf(source).dir)), {
-    attempts: 13,
-    failures: 12,
+    attempts: 17,
+    failures: 16,
     lastSeq: 1,
   })
 })
@@ -357,8 +451,16 @@ t.test('a merge that fails is exit 13, although the generation is published and 
   t.match(lastLine(source), { outcome: 'failed', code: 'MERGE_FAILED', seq: 1 })
   await checkNothingLeft(t, source, 1)
 
+  source.handlers.acknowledge = refusing('SOURCE_REFUSED', 'what recovery point?')
+  await t.rejects(pullFrom(source), { code: 'MERGE_FAILED' }, 'outweighs the word not taken')
+  source.handlers.outcome = () => ({ state: 'merged', disks: [], refusals: [] })
+  await t.rejects(pullFrom(source), { code: 'SOURCE_REFUSED', message: /what.* is published/ })
+  source.handlers.acknowledge = () => ({})
+  source.handlers.outcome = () => ({ state: 'frozen', disks: [], refusals: [] })
+  await t.rejects(pullFrom(source), { code: 'TRANSFER', message: /is frozen.* is published/ })
+
   source.handlers.outcome = () => ({ state: 'kept', disks: [], refusals: [] })
-  t.match(await pullFrom(source), { source: 'kept', seq: 2 })
+  t.match(await pullFrom(source), { source: 'kept', seq: 5 })
 })
 
 t.test('two pulls of one clone at once: the second is told who is at it', async t => {
@@ -417,6 +519,18 @@ t.test('a file system that fills up is exit 22; the last generation is untouched
     message: /vda\.raw: no space left/,
   })
   execFileSync('rm', [ballast])
+  const late: Watcher = {
+    ...NOBODY,
+    phase: name => {
+      if (name === 'verify') watcher.phase(name, 0)
+    },
+  }
+  await t.rejects(
+    pullFrom(source, { watcher: late }),
+    { code: 'SPACE', exit: 22 },
+    'also where the error names no path',
+  )
+  execFileSync('rm', [ballast])
   await checkNothingLeft(t, source, 1)
   t.match(await pullFrom(source), { seq: 2 })
 })
@@ -443,3 +557,56 @@ t.test(
     t.equal(exit, 10)
   },
 )
+
+t.test('a long merge is waited for, told to who looks on, and interruptible', async t => {
+  const source = await aSource(t)
+  source.handlers.outcome = () => ({ state: 'merging', disks: [], refusals: [] })
+  const aborted = new AbortController()
+  const notes: string[] = []
+  const watcher: Watcher = {
+    ...NOBODY,
+    note(text) {
+      notes.push(text)
+      aborted.abort(new Failure('INTERRUPTED', 'interrupted by SIGINT'))
+    },
+  }
+  await t.rejects(pullFrom(source, { watcher, signal: aborted.signal }), {
+    code: 'INTERRUPTED',
+    exit: 130,
+    message: /is published/,
+  })
+  t.match(notes, [/waiting for the source to merge/])
+  await checkNothingLeft(t, source, 1)
+})
+
+t.test('twelve disks make no warning', async t => {
+  const source = await aSource(
+    t,
+    Object.fromEntries(Array.from({ length: 12 }, (_, at) => [`vd${(at + 10).toString(36)}`, VDB])),
+  )
+  const warnings: Error[] = []
+  const onWarning = (warning: Error) => warnings.push(warning)
+  process.on('warning', onWarning)
+  t.teardown(() => process.off('warning', onWarning))
+  t.equal((await pullFrom(source)).plan.length, 12)
+  t.strictSame(warnings, [])
+})
+
+t.test('interrupted between two domains is exit 130', async t => {
+  const source = await aSource(t)
+  const config = loadConfig(source.configFile)
+  const mydomain = config.domains['mydomain']
+  if (!mydomain) throw new Error('not the fake source')
+  const two = { ...config, domains: { mydomain, second: { ...mydomain, domain: 'mydomain' } } }
+  const aborted = new AbortController()
+  const flags = { domains: [], all: true, ifDue: true, adopt: false, dryRun: false }
+  // Too late to stop the first one: it is done when its source is.
+  const watcher: Watcher = {
+    ...NOBODY,
+    done: () => setImmediate(() => aborted.abort(new Failure('INTERRUPTED', 'by SIGINT'))),
+  }
+  source.handlers.outcome = () => ({ state: 'kept', disks: [], refusals: [] })
+  const { results, exit } = await pullCommand(two, flags, log, aborted.signal, () => watcher)
+  t.equal(exit, 130)
+  t.match(results.at(-1), { clone: 'second', failure: { code: 'INTERRUPTED' } })
+})

@@ -25,6 +25,7 @@ import { writer } from '../client/copy/writer.ts'
 import { freshness, isDue } from '../client/freshness.ts'
 import { CHUNK_SIZE, planPull } from '../client/plan.ts'
 import { repairCurrent } from '../client/store/current.ts'
+import { ofStore } from '../client/store/failure.ts'
 import { listGenerations, soundGenerations, type Generation } from '../client/store/generation.ts'
 import { checkBinding, checkRole, checkUnused, lockClone } from '../client/store/guard.ts'
 import { appendHistory, brokenLinks } from '../client/store/history.ts'
@@ -33,6 +34,7 @@ import { LINE, manifestDigest, readDigests, writeDigests } from '../client/store
 import { planPrune, prune } from '../client/store/prune.ts'
 import { makeStaging, publish, removeLeftovers } from '../client/store/publish.ts'
 import { readState, writeState, type State } from '../client/store/state.ts'
+import { Failure } from '../shared/failures.ts'
 
 const never = new AbortController().signal
 const NO_PROGRESS = (): void => undefined
@@ -273,6 +275,11 @@ t.test('retention spares what is held, and nothing among the newest', t => {
   t.strictSame(seqs(planPrune(all, 9).remove), [])
   t.strictSame(seqs(planPrune(all, 0).remove), [1, 3], 'the newest stays whatever keep says')
   t.strictSame(planPrune([], 2), { remove: [], spared: [] })
+  const damaged = (seq: number) => ({ ...candidate(seq), damaged: true })
+  const some = [candidate(1), candidate(2), damaged(3), candidate(4), damaged(5)]
+  t.strictSame(seqs(planPrune(some, 2).remove), [1], 'damaged ones are not counted')
+  t.strictSame(seqs(planPrune([damaged(1), ...some.slice(1)], 1).remove), [1, 2, 3])
+  t.strictSame(seqs(planPrune([damaged(1), damaged(2)], 1).remove), [])
   t.end()
 })
 
@@ -323,6 +330,9 @@ t.test('history is a chain: an edited, removed or torn line shows', async t => {
   writeFileSync(layout.history, text.slice(0, -20))
   await appendHistory(layout, line)
   t.strictSame(await brokenLinks(layout), [4], 'the torn line itself; the next one chains over it')
+  writeFileSync(layout.history, Buffer.from([...Buffer.from(text), 0xe2, 0x82]))
+  await appendHistory(layout, line)
+  t.strictSame(await brokenLinks(layout), [5], 'also one that is torn within a character')
 })
 
 t.test('a state that cannot be understood is refused, because it hides the role', async t => {
@@ -419,4 +429,27 @@ t.test('what is renamed away between two steps does not confuse the list', async
   await rename(path.join(layout.generations, idOf(1)), path.join(layout.staging, idOf(1)))
   t.strictSame(await listGenerations(layout.dir), [])
   t.strictSame(await listGenerations(path.join(layout.dir, 'nowhere')), [])
+})
+
+t.test('an error of the store keeps its kind, also when clearing up fails after it', t => {
+  const errno = (code: string, file?: string) =>
+    Object.assign(new Error(`${code}: why, write`), { code, ...(file && { path: file }) })
+  const suppressed = (first: unknown) =>
+    Object.assign(new Error('two'), {
+      name: 'SuppressedError',
+      error: errno('EIO'),
+      suppressed: first,
+    })
+  const TABLE: [thrown: unknown, code: string][] = [
+    [errno('ENOSPC'), 'SPACE'],
+    [errno('ENOSPC', '/clones/a/state.json'), 'SPACE'],
+    [errno('EIO'), 'STANDBY_IO'],
+    [errno('EIO', '/elsewhere'), 'INTERNAL'],
+    [errno('ECONNRESET'), 'INTERNAL'],
+    [suppressed(errno('ENOSPC')), 'SPACE'],
+    [suppressed(suppressed(new Failure('MERGE_FAILED', 'no'))), 'MERGE_FAILED'],
+    [undefined, 'INTERNAL'],
+  ]
+  for (const [thrown, code] of TABLE) t.equal(ofStore('/clones/a', thrown).code, code)
+  t.end()
 })

@@ -209,6 +209,7 @@ t.test('the data of option replies', t => {
     ['minimum of 0', () => decodeBlockSize(wire.bytes(0, 4096, 4096)), 'BAD_EXPORT'],
     ['minimum of 3', () => decodeBlockSize(wire.bytes(3, 4096, 4096)), 'BAD_EXPORT'],
     ['minimum of 128 KiB', () => decodeBlockSize(wire.bytes(131072, 131072, 131072)), 'BAD_EXPORT'],
+    ['maximum of a byte', () => decodeBlockSize(wire.bytes(1, 1, 1)), 'BAD_EXPORT'],
     ['maximum below minimum', () => decodeBlockSize(wire.bytes(4096, 4096, 512)), 'BAD_EXPORT'],
     ['long block size', () => decodeBlockSize(wire.bytes(1, 1, 1, 1)), 'BAD_EXPORT'],
     [

@@ -52,6 +52,7 @@ t.test('of several domains the worst exit wins', async t => {
   t.equal(worstExit([20, 13, 14]), 13)
   t.equal(worstExit([22, 21, 0]), 21)
   t.equal(worstExit([10, 130]), 130)
+  t.equal(worstExit([130, 13]), 13, 'an interruption does not hide a source on its overlay')
   t.equal(worstExit([1, 75]), 75)
 })
 

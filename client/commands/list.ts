@@ -18,6 +18,8 @@ export interface Listed {
   readonly generation?: Generation
   /** Why it cannot be used. */
   readonly broken?: string
+  /** What `clone verify` found. */
+  readonly damaged?: string
 }
 
 export async function listCommand(
@@ -28,13 +30,14 @@ export async function listCommand(
   const state = await readState(layoutOf(clone.dir)).catch(() => undefined)
   const selected = state && selectedGeneration(state, found.filter(isSound))
   const generations = await Promise.all(
-    found.map(async ({ id, dir, generation, broken }) => ({
+    found.map(async ({ id, dir, generation, broken, damaged }) => ({
       id,
       dir,
       current: id === selected?.id,
       claims: await readdir(path.join(dir, 'claims')).catch(() => []),
       ...(generation && { generation }),
       ...(broken !== undefined && { broken }),
+      ...(damaged !== undefined && { damaged }),
     })),
   )
   return { generations, brokenHistory: await brokenLinks(layoutOf(clone.dir)) }

@@ -11,15 +11,15 @@ import { readState } from '../store/state.ts'
 
 /** @throws Failure LOCKED */
 export async function pruneCommand(clone: CloneConfig, dryRun: boolean): Promise<PrunePlan> {
-  const sound = await soundGenerations(clone.dir)
-  if (sound.length === 0) return { remove: [], spared: [] }
+  if ((await soundGenerations(clone.dir)).length === 0) return { remove: [], spared: [] }
   const layout = layoutOf(clone.dir)
   const unlock = lockClone(layout, 'prune')
   try {
     const state = await readState(layout)
     if (!dryRun) {
       await removeLeftovers(layout)
-      await repairCurrent(layout, state, sound)
+      // Listed under the lock: a pull may have published since.
+      await repairCurrent(layout, state, await soundGenerations(clone.dir))
     }
     return await prune(layout, state, clone.keepLast, dryRun)
   } finally {

@@ -10,7 +10,7 @@ import { planPull } from '../plan.ts'
 import { pull, type Pulled } from '../pull.ts'
 import { openGate } from '../source/gate.ts'
 import { greet, wantedDisks } from '../source/session.ts'
-import { soundGenerations } from '../store/generation.ts'
+import { isUndamaged, soundGenerations } from '../store/generation.ts'
 import { checkBinding, checkRole } from '../store/guard.ts'
 import { layoutOf } from '../store/layout.ts'
 import { readState } from '../store/state.ts'
@@ -60,8 +60,8 @@ export async function pullCommand(
 ): Promise<{ results: PullResult[]; exit: number }> {
   const results: PullResult[] = []
   for (const clone of namedClones(config, command.domains, command.all)) {
-    if (signal.aborted && results.length > 0) break
     try {
+      signal.throwIfAborted()
       results.push(await pullOne(clone, command, log, signal, watch))
     } catch (error) {
       results.push({ clone: clone.name, outcome: 'failed', failure: toFailure(error) })
@@ -79,7 +79,7 @@ async function pullOne(
   watch: (clone: string) => Watcher,
 ): Promise<PullResult> {
   if (ifDue) {
-    const newest = (await soundGenerations(clone.dir)).at(-1)?.generation
+    const newest = (await soundGenerations(clone.dir)).filter(isUndamaged).at(-1)?.generation
     const fresh = freshness(newest, clone.rpoMs)
     if (fresh.ageMs !== undefined && !isDue(fresh, clone.rpoMs))
       return { clone: clone.name, outcome: 'not-due', ageMs: fresh.ageMs }

@@ -3,7 +3,7 @@
 import { toFailure } from '../../shared/failures.ts'
 import type { CloneConfig } from '../config/effective.ts'
 import { freshness, type Freshness } from '../freshness.ts'
-import { isSound, listGenerations } from '../store/generation.ts'
+import { isSound, isUndamaged, listGenerations } from '../store/generation.ts'
 import { layoutOf } from '../store/layout.ts'
 import { readState, type State } from '../store/state.ts'
 import { tidy } from './tidy.ts'
@@ -14,6 +14,7 @@ export interface CloneStatus {
   /** Milliseconds. */
   readonly rpoMs: number
   readonly newest?: { readonly id: string; readonly seq: number; readonly consistency: string }
+  /** Those that are neither broken nor damaged. */
   readonly generations: number
   readonly role?: State['role']
   readonly failures?: number
@@ -34,8 +35,11 @@ async function statusOf(clone: CloneConfig): Promise<CloneStatus> {
   }
   await tidy(clone).catch(() => undefined)
   const found = (await listGenerations(clone.dir).catch(note)) ?? []
-  for (const { broken } of found) if (broken !== undefined) problems.push(broken)
-  const sound = found.filter(isSound)
+  for (const { id, broken, damaged } of found) {
+    if (broken !== undefined) problems.push(broken)
+    if (damaged !== undefined) problems.push(`generation ${id} is damaged: ${damaged}`)
+  }
+  const sound = found.filter(isSound).filter(isUndamaged)
   const newest = sound.at(-1)?.generation
   const state = await readState(layoutOf(clone.dir)).catch(note)
   return {

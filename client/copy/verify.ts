@@ -1,7 +1,7 @@
 // The read-back: an image compared with its manifest, from the medium and not from the page cache where that is possible.
 
 import { Failure } from '../../shared/failures.ts'
-import { run } from '../../shared/host/run.ts'
+import { reasonOf, run } from '../../shared/host/run.ts'
 import { CHUNK_SIZE, chunkCount } from '../plan.ts'
 import { allOrFirstError } from './copy.ts'
 import { storeFailure, type OpenImage } from './image.ts'
@@ -77,5 +77,13 @@ export function offsetOf({ chunk }: BadChunk): string {
 
 /** Best effort where O_DIRECT does not exist: posix_fadvise(DONTNEED), which dd offers; the file was fsynced before. */
 async function dropCache(file: string, signal: AbortSignal): Promise<void> {
-  await run('dd', [`if=${file}`, 'iflag=nocache', 'count=0', 'status=none'], { signal })
+  const dropped = await run('dd', [`if=${file}`, 'iflag=nocache', 'count=0', 'status=none'], {
+    signal,
+  })
+  // Bytes out of the page cache would prove nothing about the medium.
+  if (dropped.exitCode !== 0)
+    throw new Failure(
+      'STANDBY_IO',
+      `${file}: cannot be read past the page cache: ${reasonOf(dropped)}`,
+    )
 }

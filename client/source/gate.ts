@@ -70,13 +70,12 @@ export async function openGate(source: Source & { readonly name: string }): Prom
 
   const leases = new Map<string, (reason: Failure) => void>()
   rpc.onNotification(SESSION_ENDED, (message: unknown) => {
-    const ended = sessionEnded.safeParse(harmless(message))
+    const ended = sessionEnded.safeParse(message)
     if (!ended.success) return
-    const code = isFailureCode(ended.data.code) ? ended.data.code : 'TRANSFER'
-    leases.get(ended.data.token)?.(
-      new Failure(code, `${where}: the session ended under the pull: ${ended.data.reason}`, {
-        remedy: ended.data.remedy,
-      }),
+    const { token, code: given, reason, remedy } = harmless(ended.data)
+    const code = isFailureCode(given) ? given : 'TRANSFER'
+    leases.get(token)?.(
+      new Failure(code, `${where}: the session ended under the pull: ${reason}`, { remedy }),
     )
   })
   rpc.listen()
@@ -99,9 +98,12 @@ export async function openGate(source: Source & { readonly name: string }): Prom
     const answer = ask(method, GATE[method].params.parse(params))
     const signals = options.signal ? [options.signal, lost.signal] : [lost.signal]
     const raw = await firstOf(answer, signals, options.timeoutMs ?? ANSWER_MS, method)
+    const result = GATE[method].result.safeParse(raw)
     // XML and variables are kept as they came; everything else may end on a terminal.
-    const result = GATE[method].result.safeParse(method === 'session.info' ? raw : harmless(raw))
-    if (result.success) return result.data as GateResult<typeof method>
+    if (result.success)
+      return (method === 'session.info' ? result.data : harmless(result.data)) as GateResult<
+        typeof method
+      >
     const issue = result.error.issues[0]
     throw new Failure(
       'TRANSFER',

@@ -3,15 +3,16 @@
 import { readlink, rename, rm, symlink } from 'node:fs/promises'
 import path from 'node:path'
 import { fsyncPath } from '../../shared/host/durable.ts'
-import type { Sound } from './generation.ts'
+import { isUndamaged, type Sound } from './generation.ts'
 import type { Layout } from './layout.ts'
 import type { State } from './state.ts'
 
-/** The generation that `current` must show. @param sound oldest first */
+/** The generation that `current` must show, never a damaged one. @param sound oldest first */
 export function selectedGeneration(state: State, sound: readonly Sound[]): Sound | undefined {
+  const undamaged = sound.filter(isUndamaged)
   return state.selected === 'newest'
-    ? sound.at(-1)
-    : sound.find(({ generation }) => generation.seq === state.selected)
+    ? undamaged.at(-1)
+    : undamaged.find(({ generation }) => generation.seq === state.selected)
 }
 
 /** Where `current` must point, relative to the clone; undefined when it must be absent. */

@@ -5,6 +5,7 @@ import path from 'node:path'
 import { z } from 'zod'
 import { consistency, diskFormat } from '../../shared/gate.ts'
 import { isName, isRecoveryPointId, NAME_RULE } from '../../shared/names.ts'
+import { damageOf } from './damage.ts'
 import { imageName, layoutOf, recoveryPointsIn } from './layout.ts'
 
 const name = z.string().refine(isName, NAME_RULE)
@@ -62,19 +63,21 @@ export const generationSchema = z.object({
 })
 export type Generation = z.infer<typeof generationSchema>
 
-/** A generation on disk; `broken` says why its generation.json cannot be used. */
+/** A generation on disk; `broken` says why its generation.json cannot be used, `damaged` what a verify found. */
 export type Found =
   | {
       readonly id: string
       readonly dir: string
       readonly generation: Generation
       readonly broken?: never
+      readonly damaged?: string
     }
   | {
       readonly id: string
       readonly dir: string
       readonly generation?: never
       readonly broken: string
+      readonly damaged?: never
     }
 
 /** Reads one generation's folder; never throws for what is wrong in there. */
@@ -89,7 +92,8 @@ export async function readGeneration(dir: string): Promise<Found> {
     }
     if (parsed.data.recoveryPoint.id !== id)
       return { id, dir, broken: `${file}: it is of ${parsed.data.recoveryPoint.id}` }
-    return { id, dir, generation: parsed.data }
+    const damaged = await damageOf(dir)
+    return { id, dir, generation: parsed.data, ...(damaged !== undefined && { damaged }) }
   } catch (error) {
     return { id, dir, broken: `${file}: ${error instanceof Error ? error.message : String(error)}` }
   }
@@ -106,6 +110,9 @@ export async function listGenerations(cloneDir: string): Promise<Found[]> {
 
 export type Sound = Extract<Found, { generation: Generation }>
 export const isSound = (found: Found): found is Sound => found.generation !== undefined
+
+/** Not known to be damaged: only these count for freshness, retention and `current`. */
+export const isUndamaged = (found: Sound): boolean => found.damaged === undefined
 
 /** The sound generations, oldest first. */
 export async function soundGenerations(cloneDir: string): Promise<Sound[]> {

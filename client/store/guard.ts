@@ -4,14 +4,20 @@ import { statfs } from 'node:fs/promises'
 import { Failure } from '../../shared/failures.ts'
 import { tryLock } from '../../shared/host/lock.ts'
 import { formatSize } from '../../shared/quantities.ts'
+import { storeFailure } from '../copy/image.ts'
 import { imagesOf, type Sound } from './generation.ts'
 import type { Layout } from './layout.ts'
 import type { State } from './state.ts'
 import { usersOf } from './users.ts'
 
-/** Locks a clone for one command. @returns a function that frees it. @throws Failure LOCKED naming the holder */
+/** Locks a clone for one command. @returns a function that frees it. @throws Failure LOCKED naming the holder; STANDBY_IO */
 export function lockClone(layout: Layout, command: string): () => void {
-  const lock = tryLock(layout.lock, `process ${process.pid} (clone ${command})`)
+  let lock: ReturnType<typeof tryLock>
+  try {
+    lock = tryLock(layout.lock, `process ${process.pid} (clone ${command})`)
+  } catch (error) {
+    throw storeFailure(layout.lock, error)
+  }
   if (typeof lock === 'function') return lock
   throw new Failure('LOCKED', `${layout.dir} is locked by ${lock.heldBy}`)
 }

@@ -24,7 +24,7 @@ export interface HistoryLine {
   readonly seconds: Readonly<Record<string, number>>
 }
 
-const sha256 = (text: string | Buffer): string => createHash('sha256').update(text).digest('hex')
+const sha256 = (text: Buffer): string => createHash('sha256').update(text).digest('hex')
 
 /** Longest line that is looked for when chaining. */
 const TAIL = 1024 * 1024
@@ -58,12 +58,13 @@ async function readTail(file: string): Promise<Buffer> {
 
 /** Line numbers (from 1) whose `previous` does not match the line before: edited or removed lines. */
 export async function brokenLinks(layout: Layout): Promise<number[]> {
-  const lines = (await readFile(layout.history, 'utf8').catch(() => '')).split('\n')
+  // A byte a character, so that a torn line hashes as it was chained.
+  const lines = (await readFile(layout.history, 'latin1').catch(() => '')).split('\n')
   lines.pop()
   const broken: number[] = []
   lines.forEach((line, at) => {
     const before = lines[at - 1]
-    const expected = before === undefined ? null : sha256(before)
+    const expected = before === undefined ? null : sha256(Buffer.from(before, 'latin1'))
     try {
       if ((JSON.parse(line) as { previous: unknown }).previous !== expected) broken.push(at + 1)
     } catch {

@@ -4,7 +4,7 @@ import { readdir, rename, rm } from 'node:fs/promises'
 import path from 'node:path'
 import { fsyncPath } from '../../shared/host/durable.ts'
 import { selectedGeneration } from './current.ts'
-import { imagesOf, soundGenerations, type Sound } from './generation.ts'
+import { imagesOf, isUndamaged, soundGenerations, type Sound } from './generation.ts'
 import type { Layout } from './layout.ts'
 import type { State } from './state.ts'
 import { usersOf } from './users.ts'
@@ -25,17 +25,27 @@ export interface Candidate {
   readonly id: string
   readonly seq: number
   readonly hold: string | undefined
+  readonly damaged?: boolean
 }
 
-/** Pure: everything beyond the newest `keepLast` goes, except what is held. @param candidates oldest first */
+/**
+ * Pure: everything older than the newest `keepLast` undamaged ones goes, except what is held. A damaged one is never
+ * counted, so that none that is good goes in its favour. @param candidates oldest first
+ */
 export function planPrune(candidates: readonly Candidate[], keepLast: number): PrunePlan {
-  const beyond = candidates.slice(0, Math.max(0, candidates.length - Math.max(1, keepLast)))
+  const beyond = candidates.slice(0, firstKept(candidates, keepLast))
   const remove: Retained[] = []
   const spared: Retained[] = []
   for (const { id, seq, hold } of beyond)
     if (hold === undefined) remove.push({ id, seq, why: `beyond keep.last ${keepLast}` })
     else spared.push({ id, seq, why: hold })
   return { remove, spared }
+}
+
+/** Where the newest `keepLast` undamaged ones begin; 0 when there are no more than these. */
+function firstKept(candidates: readonly Pick<Candidate, 'damaged'>[], keepLast: number): number {
+  const undamaged = candidates.flatMap(({ damaged = false }, at) => (damaged ? [] : [at]))
+  return undamaged.at(-Math.max(1, keepLast)) ?? 0
 }
 
 /** Prunes a clone under its lock. Broken generations are never touched: a person has to look. */
@@ -48,11 +58,12 @@ export async function prune(
   const sound = await soundGenerations(layout.dir)
   const selected = selectedGeneration(state, sound)
   const candidates: Candidate[] = []
-  for (const found of sound) {
+  const damaged = sound.map(found => ({ damaged: !isUndamaged(found) }))
+  const kept = firstKept(damaged, keepLast)
+  for (const [at, found] of sound.entries()) {
     // Whoever uses the newest ones does not matter: they stay anyway.
-    const kept = candidates.length + keepLast >= sound.length
-    const hold = kept ? undefined : found === selected ? 'selected' : await holdOf(found)
-    candidates.push({ id: found.id, seq: found.generation.seq, hold })
+    const hold = at >= kept ? undefined : found === selected ? 'selected' : await holdOf(found)
+    candidates.push({ id: found.id, seq: found.generation.seq, hold, ...damaged[at] })
   }
   const plan = planPrune(candidates, keepLast)
   if (dryRun) return plan

@@ -2,6 +2,7 @@
 
 import { spawnSync } from 'node:child_process'
 import { closeSync, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs'
+import { Failure } from '../failures.ts'
 
 /**
  * Takes an exclusive flock(2) on a file and writes who holds it into it.
@@ -13,6 +14,8 @@ export function tryLock(file: string, holder: string): (() => void) | { heldBy: 
   const locked = spawnSync('flock', ['-n', '3'], { stdio: ['ignore', 'ignore', 'inherit', fd] })
   if (locked.status !== 0) {
     closeSync(fd)
+    if (locked.status !== 1)
+      throw new Failure('INTERNAL', `flock ${file}: ${locked.error?.message ?? 'failed'}`)
     return { heldBy: readFileSync(file, 'utf8').trim() || 'another process' }
   }
   ftruncateSync(fd)

@@ -26,6 +26,8 @@ export interface OptionBudget {
 /** One option reply's data, in bytes, at most. */
 const MAX_OPTION_REPLY = 64 * 1024
 const MAX_EXPORT = 64 * 2 ** 40
+/** A server that takes less at once would have us cut one read into millions of requests. */
+const MIN_MAXIMUM = 512
 
 export function optionBudget(): OptionBudget {
   return { replies: 1000, bytes: 2 ** 20 }
@@ -135,7 +137,7 @@ export function decodeBlockSize(data: Buffer): BlockSize {
     minimum <= NBD_MAX_MIN_BLOCK &&
     isPowerOfTwo(preferred) &&
     preferred >= minimum &&
-    maximum >= minimum
+    maximum >= Math.max(minimum, MIN_MAXIMUM)
   if (!sane)
     throw new NbdError(
       'BAD_EXPORT',
