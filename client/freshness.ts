@@ -2,7 +2,7 @@
 
 import type { Generation } from './store/generation.ts'
 
-/** contracts.md: beyond this the clocks cannot be trusted to say an age. */
+/** Beyond this the clocks cannot be trusted to say an age. */
 const MAX_OFFSET_MS = 5 * 60_000
 
 export interface Freshness {

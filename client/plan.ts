@@ -1,6 +1,6 @@
 // What a pull will read, and why. Pure: sizes in, a plan out; no files, no clock, no network.
 
-/** contracts.md: one manifest line per MiB; the last chunk at its real length. */
+/** One manifest line per MiB; the last chunk at its real length. */
 export const CHUNK_SIZE = 1024 * 1024
 
 export interface DiskToPull {

@@ -19,7 +19,7 @@ export function checkName(what: string, text: string): string {
   return text
 }
 
-/** A recovery point's id: UTC instant to the second, dash, 4 hex digits (contracts.md). */
+/** A recovery point's id: UTC instant to the second, dash, 4 hex digits. */
 export function newRecoveryPointId(instant: Date): string {
   const stamp = instant.toISOString().replace(/[-:]/g, '').replace(/\.\d+/, '')
   return `${stamp}-${randomBytes(2).toString('hex')}`

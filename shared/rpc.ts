@@ -15,7 +15,7 @@ import {
 import { z } from 'zod'
 import { Failure, isFailureCode, toFailure } from './failures.ts'
 
-/** contracts.md: gate message at most 4 MiB. */
+/** Gate message at most 4 MiB. */
 export const MAX_MESSAGE = 4 * 1024 * 1024
 
 /**

@@ -17,7 +17,7 @@ import { responseToFailure, rpcConnection } from '../../shared/rpc.ts'
 import type { Source } from '../config/schema.ts'
 import { gateCommand } from './gate-command.ts'
 
-/** contracts.md: the lease is renewed every 10 s and lapses after 30 s. */
+/** The lease is renewed every 10 s and lapses after 30 s. */
 const HEARTBEAT_MS = 10_000
 /** session.open may wait 120 s for a running merge; a gate that is silent for longer than this is gone. */
 const ANSWER_MS = 150_000

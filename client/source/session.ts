@@ -12,7 +12,7 @@ import type { State } from '../store/state.ts'
 import type { Gate } from './gate.ts'
 import { connectDisk } from './nbd.ts'
 
-/** contracts.md. */
+/** What a disk and a domain XML may be at most, in bytes. */
 const MAX_DISK = 64 * 1024 ** 4
 const MAX_XML = 4 * 1024 * 1024
 /** How often outcome is asked at most when the source answers at once. */

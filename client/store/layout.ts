@@ -1,4 +1,4 @@
-// Where everything of a clone lies (contracts.md, "A generation"), and the making of its folders.
+// Where everything of a clone lies, and the making of its folders.
 
 import { mkdir, readdir } from 'node:fs/promises'
 import path from 'node:path'

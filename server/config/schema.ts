@@ -89,7 +89,7 @@ export interface DomainSettings {
   readonly disks: Readonly<Record<string, { readonly exclude?: boolean | undefined }>>
 }
 
-/** What holds when no layer says otherwise (contracts.md); durations in milliseconds. */
+/** What holds when no layer says otherwise; durations in milliseconds. */
 const BUILT_IN: DomainSettings = {
   quiesce: 'auto',
   overlayDir: '/var/lib/libvirt/images',

@@ -5,7 +5,7 @@ import { Failure } from '../../shared/failures.ts'
 import { isName } from '../../shared/names.ts'
 import type { DiskFormat } from '../../shared/gate.ts'
 
-/** contracts.md: domain XML at most 4 MiB. */
+/** Domain XML at most 4 MiB. */
 const MAX_XML = 4 * 1024 * 1024
 
 export interface DomainDisk {
@@ -126,7 +126,7 @@ export type Exportability =
   /** A writable disk that cannot be part of a recovery point: the whole domain is refused. */
   | { readonly kind: 'refuse'; readonly reason: string; readonly remedy: string }
 
-/** Whether a disk can be exported (research: libvirt P3 to P5, P28). @param excluded by source.yaml */
+/** Whether a disk can be exported. @param excluded by source.yaml */
 export function exportability(domain: string, disk: DomainDisk, excluded: boolean): Exportability {
   if (excluded) return { kind: 'leave', reason: 'excluded by source.yaml' }
   if (disk.device === 'cdrom' || disk.device === 'floppy')

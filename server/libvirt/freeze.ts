@@ -8,7 +8,7 @@ import { Failure } from '../../shared/failures.ts'
 import { reasonOf } from '../../shared/host/run.ts'
 import type { Virsh } from './virsh.ts'
 
-/** How long the dead-man goes on trying (contracts.md: 10 min), in seconds. */
+/** How long the dead-man goes on trying (10 min), in seconds. */
 const THAW_FOR_SECONDS = 600
 
 // A shell, not Node: it must start before the freeze at no cost and survive anything that happens to us.
@@ -82,7 +82,7 @@ export type FreezeResult =
   | { readonly kind: 'frozen' }
   /** Nothing was frozen: there is no agent. */
   | { readonly kind: 'no agent'; readonly reason: string }
-  /** The guest may freeze late (research: libvirt P22): it must be thawed until that is confirmed. */
+  /** The guest may freeze late: it must be thawed until that is confirmed. */
   | { readonly kind: 'unknown'; readonly reason: string }
 
 /** Asks the guest agent to freeze all file systems. @param deadlineMs after which the answer is not waited for */

@@ -9,13 +9,13 @@ export interface OverlayPlan {
   readonly overlay: string | undefined
 }
 
-/** One `--diskspec` value; virsh wants commas doubled (research: libvirt P18). */
+/** One `--diskspec` value; virsh wants commas doubled. */
 function diskspec({ target, overlay }: OverlayPlan): string {
   if (overlay === undefined) return `${target},snapshot=no`
   return `${target},snapshot=external,driver=qcow2,file=${overlay.replaceAll(',', ',,')}`
 }
 
-/** argv of the snapshot: every disk is named, because libvirt snapshots the unnamed ones too (P1). */
+/** argv of the snapshot: every disk is named, because libvirt snapshots the unnamed ones too. */
 export function snapshotArguments(
   domain: string,
   name: string,
@@ -34,7 +34,7 @@ export function snapshotArguments(
   ]
 }
 
-/** Takes the snapshot. The result is a hint only: what happened is read from QEMU's graph (P9). */
+/** Takes the snapshot. The result is a hint only: what happened is read from QEMU's graph. */
 export function takeSnapshot(
   virsh: Virsh,
   domain: string,

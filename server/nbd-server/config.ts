@@ -22,8 +22,7 @@ export function hookProgram(): string[] {
 }
 
 /**
- * A word for /bin/sh inside a GKeyFile value that nbd-server runs through printf: so no `%`, no quote, no backslash
- * (research: nbd-server 1).
+ * A word for /bin/sh inside a GKeyFile value that nbd-server runs through printf: so no `%`, no quote, no backslash.
  */
 function word(text: string): string {
   if (!/^[\x21-\x7e]+$/.test(text) || /['%\\;]/.test(text))

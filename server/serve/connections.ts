@@ -77,7 +77,7 @@ export function createConnections(source: Source, domains: Domains): Connections
     }
     opening++
     try {
-      // A peer whose host died is noticed by TCP itself: nbd-server cannot do it (research: nbd-server 2).
+      // A peer whose host died is noticed by TCP itself: nbd-server cannot do it.
       socket.setKeepAlive(true, 10_000)
       const sections = await visibleSections(id)
       if (sections.length === 0)

@@ -73,7 +73,7 @@ export async function begin(source: Source, domain: string): Promise<Frozen> {
     const taken = await snapshotQuiesced(source, settings, journal, checked.left)
     journal = taken.journal
 
-    // 5. Block devices: a buffered reader must not see pages from before the snapshot (research: libvirt 2.13).
+    // 5. Block devices: a buffered reader must not see pages from before the snapshot.
     for (const disk of checked.disks) if (disk.baseType === 'block') await flushBuffers(disk.base)
 
     const disks = await Promise.all(

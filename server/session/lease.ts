@@ -6,9 +6,9 @@ import type { Failure } from '../../shared/failures.ts'
 import type { Outcome } from '../../shared/gate.ts'
 import type { Session } from './session.ts'
 
-/** contracts.md: renewed every 10 s, lapses after 30 s. */
+/** Renewed every 10 s, lapses after 30 s. */
 export const LEASE_LAPSE_MS = 30_000
-/** contracts.md: without any connection a living lease keeps its session so long. */
+/** Without any connection a living lease keeps its session so long. */
 export const LEASE_IDLE_MS = 60_000
 
 export type Refusal = Outcome['refusals'][number]

@@ -8,7 +8,7 @@ import type { Virsh } from '../libvirt/virsh.ts'
 import type { SessionDiskRecord } from './journal.ts'
 
 const POLL_MS = 100
-/** "Not ready for pivot yet" is a known race and passes (P27); a refusal that stays is a failure. */
+/** "Not ready for pivot yet" is a known race and passes; a refusal that stays is a failure. */
 const PIVOT_PATIENCE_MS = 60_000
 const POLL_SLOW_MS = 1000
 /** A job may vanish without having merged (someone aborted it); it is started again so often. */
@@ -26,7 +26,7 @@ async function chainOf(
   return (await readChains(virsh, domain)).find(chain => chain.includes(overlay))
 }
 
-/** Starts the merge with explicit base and top, never into anything deeper (research: libvirt 2.13, P28). */
+/** Starts the merge with explicit base and top, never into anything deeper. */
 async function startMerge(
   virsh: Virsh,
   domain: string,

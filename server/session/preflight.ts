@@ -36,7 +36,7 @@ const OVERLAY_SHARE = 0.2
 const OVERLAY_LEAST = 1024 ** 3
 const TMPFS = [0x01021994, 0x858458f6]
 
-/** Where a session's overlay lies; `.qcow2` keeps AppArmor's helper able to find its base (research: libvirt P52). */
+/** Where a session's overlay lies; `.qcow2` keeps AppArmor's helper able to find its base. */
 export function overlayPath(
   directory: string,
   domain: string,

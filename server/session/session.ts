@@ -59,7 +59,7 @@ function withResolvers(): { promise: Promise<void>; resolve: () => void } {
   return { promise, resolve }
 }
 
-/** Bare connections join a session this young, or one held by an operator (design, step 2). */
+/** Bare connections join a session this young, or one held by an operator. */
 const JOIN_WITHIN_MS = 60_000
 
 export function isJoinable(session: Session): boolean {

@@ -204,7 +204,7 @@ async function settleStopped(
   const { domain, disks } = journal.intent
   for (const file of disks.flatMap(({ base, overlay }) => [base, overlay])) {
     const [opener] = await openersOf(file)
-    // libvirt itself can be wrong (research: libvirt 2.13), and a start would then take away the means to put it right.
+    // libvirt itself can be wrong, and a start would then take away the means to put it right.
     if (opener)
       return needsOperator(
         source,

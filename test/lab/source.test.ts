@@ -164,7 +164,11 @@ t.test('a source', async t => {
     serve = await startServe(lab)
     await untilOnBases(lab, 30)
     // The step is recorded after the last look at QEMU and both XMLs.
-    await waitFor('the journal to close', 10, async () => (await journalSteps(lab)).at(-1) === 'done')
+    await waitFor(
+      'the journal to close',
+      10,
+      async () => (await journalSteps(lab)).at(-1) === 'done',
+    )
   })
 
   t.test(
@@ -382,7 +386,7 @@ t.test('a source', async t => {
       ]
       await lab.source(['virsh', ...attach, '--cache', 'none', '--persistent'])
       try {
-        // A buffered reader that has been here before would see its old pages (research: libvirt 2.13).
+        // A buffered reader that has been here before would see its old pages.
         await lab.source(['sha256sum', device])
         t.equal((await server('session', 'open', 'mydomain')).exitCode, 0)
         const copied = await lab.source(['nbdcopy', NBD.replace('vda', 'sda'), '/tmp/block.raw'], {
