@@ -5,7 +5,14 @@ import { Failure, toFailure } from '../../shared/failures.ts'
 import { domainSettings } from '../config/schema.ts'
 import type { Source } from '../source.ts'
 import { begin } from './begin.ts'
-import { createLease, isAlive, LEASE_IDLE_MS, LEASE_LAPSE_MS, type Lease } from './lease.ts'
+import {
+  createLease,
+  isAlive,
+  LEASE_IDLE_MS,
+  LEASE_LAPSE_MS,
+  type Lease,
+  overFailure,
+} from './lease.ts'
 import { makeLink, removeLink } from './links.ts'
 import { createQueue } from './queue.ts'
 import { recoverJournal } from './recover.ts'
@@ -97,11 +104,6 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
     session.leases.add(lease)
   }
 
-  function overFailure(lease: Lease | undefined): Failure {
-    const why = lease?.reason ? `: ${lease.reason.message}` : ''
-    return new Failure('SOURCE_REFUSED', `the session of this token is over${why}`)
-  }
-
   /** One connection's attempt to get in. Runs in the queue. */
   async function admitNow(member: Member, late: () => boolean): Promise<Session | undefined> {
     const lease = member.token === undefined ? undefined : leases.get(member.token)
@@ -122,12 +124,26 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
       if (lease && !isAlive(lease)) throw overFailure(lease)
       if (member.isGone() || late()) throw new Failure('SOURCE_REFUSED', 'the connection went away')
       if (lease && !lease.session) bind(lease, session)
-      await makeLink(member.link, disk.base)
+      // A member before its link is there: a tick in between must not take the session for unheld.
       session.members.set(member.id, member)
+      await makeLink(member.link, disk.base)
+      if (!session.members.has(member.id)) {
+        await dropLink(session, member)
+        throw new Failure('SOURCE_REFUSED', 'the connection went away')
+      }
       return session
+    } catch (error) {
+      session.members.delete(member.id)
+      throw error
     } finally {
       endIfUnheld(session)
     }
+  }
+
+  /** Removes the link of a member that has left; the classic daemon's connections share one. */
+  async function dropLink(session: Session, { link }: Member): Promise<void> {
+    const shared = [...session.members.values()].some(other => other.link === link)
+    if (!shared) await removeLink(link)
   }
 
   /** Ends a session that nobody holds any more; at once no one can join it. */
@@ -242,8 +258,7 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
       const member = session?.members.get(memberId)
       if (!session || !member) return undefined
       session.members.delete(memberId)
-      const shared = [...session.members.values()].some(other => other.link === member.link)
-      if (!shared) await removeLink(member.link)
+      await dropLink(session, member)
       endIfUnheld(session)
       return isHeld(session) ? undefined : session
     },

@@ -2,7 +2,7 @@
 // connection, kept by renewals, and over by release, lapse or a limit.
 
 import { randomBytes } from 'node:crypto'
-import type { Failure } from '../../shared/failures.ts'
+import { Failure } from '../../shared/failures.ts'
 import type { Outcome } from '../../shared/gate.ts'
 import type { Session } from './session.ts'
 
@@ -50,4 +50,10 @@ export function createLease(domain: string, client: string, kind: Lease['kind'])
 
 export function isAlive(lease: Lease): boolean {
   return lease.state === 'reserved' || lease.state === 'live'
+}
+
+/** What a client hears whose lease is over, or was never there. */
+export function overFailure(lease: Lease | undefined): Failure {
+  const why = lease?.reason ? `: ${lease.reason.message}` : ''
+  return new Failure('SOURCE_REFUSED', `the session of this token is over${why}`)
 }
