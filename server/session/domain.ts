@@ -5,14 +5,7 @@ import { Failure, toFailure } from '../../shared/failures.ts'
 import { domainSettings } from '../config/schema.ts'
 import type { Source } from '../source.ts'
 import { begin } from './begin.ts'
-import {
-  createLease,
-  isAlive,
-  LEASE_IDLE_MS,
-  LEASE_LAPSE_MS,
-  type Lease,
-  overFailure,
-} from './lease.ts'
+import { createLease, isAlive, lapseOf, type Lease, overFailure } from './lease.ts'
 import { makeLink, removeLink } from './links.ts'
 import { createQueue } from './queue.ts'
 import { recoverJournal } from './recover.ts'
@@ -203,15 +196,10 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
   }
 
   function checkLease(lease: Lease, now: number): void {
-    if (lease.kind === 'gate' && isAlive(lease)) {
-      const members = [...(lease.session?.members.values() ?? [])]
-      if (members.some(member => member.token === lease.token)) lease.idleSince = now
-      const lapse = (why: string): void =>
-        endLease(lease, 'ended', new Failure('SOURCE_REFUSED', `the lease lapsed: ${why}`))
-      if (now - lease.renewedAt > LEASE_LAPSE_MS) lapse('the client sent no sign of life for 30 s')
-      else if (lease.session && now - lease.idleSince > LEASE_IDLE_MS)
-        lapse('it had no connection for 60 s')
-    }
+    const members = [...(lease.session?.members.values() ?? [])]
+    if (members.some(member => member.token === lease.token)) lease.idleSince = now
+    const lapse = lapseOf(lease, now)
+    if (lapse) endLease(lease, 'ended', lapse)
     const settled = lease.session?.state !== 'frozen' && lease.session?.state !== 'merging'
     if (!isAlive(lease) && settled && now - lease.renewedAt > AGE_OF_MEMORY_MS)
       leases.delete(lease.token)

@@ -7,9 +7,9 @@ import type { Outcome } from '../../shared/gate.ts'
 import type { Session } from './session.ts'
 
 /** Renewed every 10 s, lapses after 30 s. */
-export const LEASE_LAPSE_MS = 30_000
+const LEASE_LAPSE_MS = 30_000
 /** Without any connection a living lease keeps its session so long. */
-export const LEASE_IDLE_MS = 60_000
+const LEASE_IDLE_MS = 60_000
 
 export type Refusal = Outcome['refusals'][number]
 
@@ -56,4 +56,15 @@ export function isAlive(lease: Lease): boolean {
 export function overFailure(lease: Lease | undefined): Failure {
   const why = lease?.reason ? `: ${lease.reason.message}` : ''
   return new Failure('SOURCE_REFUSED', `the session of this token is over${why}`)
+}
+
+/** Why a living lease of the gate lapses now; undefined while it may go on. @param now milliseconds since the epoch */
+export function lapseOf(lease: Lease, now: number): Failure | undefined {
+  if (lease.kind !== 'gate' || !isAlive(lease)) return undefined
+  const lapse = (why: string): Failure => new Failure('SOURCE_REFUSED', `the lease lapsed: ${why}`)
+  if (now - lease.renewedAt > LEASE_LAPSE_MS)
+    return lapse('the client sent no sign of life for 30 s')
+  if (lease.session && now - lease.idleSince > LEASE_IDLE_MS)
+    return lapse('it had no connection for 60 s')
+  return undefined
 }
