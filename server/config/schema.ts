@@ -6,6 +6,7 @@ import { layered, readConfig, type Effective } from '../../shared/config.ts'
 import { Failure } from '../../shared/failures.ts'
 import { isName, NAME_RULE } from '../../shared/names.ts'
 import { duration } from '../../shared/quantities.ts'
+import type { MergePolicy } from '../session/ladder.ts'
 
 const name = z.string().refine(isName, NAME_RULE)
 const absolutePath = z
@@ -43,6 +44,25 @@ const policy = {
       maxAge: duration.optional().describe('A session older than this is ended and merged'),
     })
     .optional(),
+  merge: z
+    .strictObject({
+      bandwidth: z
+        .number()
+        .int()
+        .min(0)
+        .optional()
+        .describe('How fast overlays are merged, in MiB/s; 0 for no limit'),
+      alarm: duration
+        .optional()
+        .describe('A merge that takes longer is reported, and gets all bandwidth'),
+      pause: z
+        .union([z.literal(0), duration.refine(value => value <= 60_000, 'pause is at most 60s')])
+        .optional()
+        .describe(
+          'How long the guest may be paused at a time so that a merge catches up; 0: never',
+        ),
+    })
+    .optional(),
   freezeDeadline: duration.optional().describe('The guest is thawed after this, whatever happens'),
   mergeWait: duration
     .refine(value => value <= 150_000, 'mergeWait is at most 150s: clients give up after 180s')
@@ -63,6 +83,11 @@ export const sourceSchema = z.strictObject({
     .string()
     .regex(/^[a-z+]+:\/\/[A-Za-z0-9_./:@?=-]*$/, 'not a libvirt URI')
     .default('qemu:///system'),
+  restartLibvirt: z
+    .array(z.string().min(1))
+    .min(1)
+    .optional()
+    .describe('Command that restarts libvirt, where systemd does not run it'),
   defaults: layer.optional(),
   groups: z.record(name, layer).default({}),
   domains: z
@@ -84,6 +109,7 @@ export interface DomainSettings {
   readonly quiesce: 'required' | 'auto' | 'off'
   readonly overlayDir: string
   readonly session: { readonly maxAge: number }
+  readonly merge: MergePolicy
   readonly freezeDeadline: number
   readonly mergeWait: number
   readonly disks: Readonly<Record<string, { readonly exclude?: boolean | undefined }>>
@@ -94,6 +120,7 @@ const BUILT_IN: DomainSettings = {
   quiesce: 'auto',
   overlayDir: '/var/lib/libvirt/images',
   session: { maxAge: 6 * 3600_000 },
+  merge: { bandwidth: 0, alarm: 15 * 60_000, pause: 0 },
   freezeDeadline: 10_000,
   mergeWait: 120_000,
   disks: {},
@@ -101,7 +128,9 @@ const BUILT_IN: DomainSettings = {
 
 /** Whether the value of an effective key is milliseconds. */
 export function isDuration(key: string): boolean {
-  return ['session.maxAge', 'freezeDeadline', 'mergeWait'].includes(key)
+  return ['session.maxAge', 'merge.alarm', 'merge.pause', 'freezeDeadline', 'mergeWait'].includes(
+    key,
+  )
 }
 
 /** Reads source.yaml. @throws Failure USAGE */
@@ -135,6 +164,13 @@ export function effectiveSettings(config: SourceConfig, domain: string): Effecti
 export function domainSettings(config: SourceConfig, domain: string): DomainSettings {
   const { values } = effectiveSettings(config, domain)
   return { disks: {}, ...values } as unknown as DomainSettings
+}
+
+/** How the overlays of a domain are merged, also of one that is no longer listed. */
+export function mergePolicy(config: SourceConfig, domain: string): MergePolicy {
+  return Object.hasOwn(config.domains, domain)
+    ? domainSettings(config, domain).merge
+    : BUILT_IN.merge
 }
 
 export interface Paths {

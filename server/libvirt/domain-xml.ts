@@ -38,15 +38,15 @@ export interface DomainXml {
   readonly disks: readonly DomainDisk[]
 }
 
-function children(element: Element, tag: string): Element[] {
+export function children(element: Element, tag: string): Element[] {
   return [...element.childNodes].filter((node): node is Element => node.nodeName === tag)
 }
 
-function child(element: Element | undefined, ...tags: string[]): Element | undefined {
+export function child(element: Element | undefined, ...tags: string[]): Element | undefined {
   return tags.reduce<Element | undefined>((at, tag) => at && children(at, tag)[0], element)
 }
 
-function attribute(element: Element | undefined, key: string): string | undefined {
+export function attribute(element: Element | undefined, key: string): string | undefined {
   return element?.getAttribute(key) ?? undefined
 }
 

@@ -1,7 +1,7 @@
 // QEMU's own block graph: the truth about which image a running domain writes to.
 
 import { z } from 'zod'
-import type { Virsh } from './virsh.ts'
+import { nothing, type Monitor } from './monitor.ts'
 
 interface Image {
   readonly filename: string
@@ -16,9 +16,12 @@ const image: z.ZodType<Image> = z.object({
 })
 
 const queryBlock = z.array(
-  z.object({ qdev: z.string().optional(), inserted: z.object({ image }).optional() }),
+  z.object({
+    'io-status': z.string().optional(),
+    inserted: z.object({ image }).optional(),
+  }),
 )
-const queryNodes = z.array(z.object({ 'node-name': z.string().optional(), file: z.string() }))
+const queryNodes = z.array(z.object({ 'node-name': z.string(), drv: z.string(), file: z.string() }))
 const queryJobs = z.array(
   z.object({
     device: z.string(),
@@ -27,12 +30,21 @@ const queryJobs = z.array(
     status: z.string().optional(),
   }),
 )
+const queryStatus = z.object({ status: z.string() })
 
 /** Image paths of one disk of a running domain, the one that takes the guest's writes first. */
 export type Chain = readonly string[]
 
+/** One block node, in a chain or not. */
+export interface Node {
+  readonly name: string
+  /** `raw`, `qcow2`, or the protocol below: `file`, `host_device`. */
+  readonly driver: string
+  readonly file: string
+}
+
 export interface BlockJob {
-  /** libvirt's job id, e.g. `commit-vda-libvirt-4-format`. */
+  /** Job id: libvirt's is like `commit-vda-libvirt-4-format`. */
   readonly device: string
   readonly type: string
   readonly ready: boolean
@@ -50,29 +62,53 @@ function plainPath(filename: string): string {
   return found.success ? found.data : filename
 }
 
-/** The chains of all disks of a running domain (QMP query-block). @throws Failure SOURCE_REFUSED */
-export async function readChains(virsh: Virsh, domain: string): Promise<Chain[]> {
-  const devices = await virsh.qmp(domain, { execute: 'query-block' }, queryBlock)
-  return devices.flatMap(({ inserted }) => {
-    if (!inserted) return []
-    const chain: string[] = []
-    for (let at: Image | undefined = inserted.image; at; at = at['backing-image'])
-      chain.push(plainPath(at.filename))
-    return [chain]
-  })
+function chainOf(top: Image): Chain {
+  const chain: string[] = []
+  for (let at: Image | undefined = top; at; at = at['backing-image'])
+    chain.push(plainPath(at.filename))
+  return chain
 }
 
-/** Every file that a running domain has as a block node, in a chain or not (QMP query-named-block-nodes). */
-export async function readNodeFiles(virsh: Virsh, domain: string): Promise<Set<string>> {
-  const nodes = await virsh.qmp(
-    domain,
+/** The chains of all disks of a running domain (QMP query-block). @throws Failure SOURCE_REFUSED */
+export async function readChains(monitor: Monitor): Promise<Chain[]> {
+  const devices = await monitor.execute({ execute: 'query-block' }, queryBlock)
+  return devices.flatMap(({ inserted }) => (inserted ? [chainOf(inserted.image)] : []))
+}
+
+/** The chains of the disks whose last write found no space, when QEMU has stopped the guest for such an error. */
+export async function readStoppedForSpace(monitor: Monitor): Promise<Chain[]> {
+  const { status } = await monitor.execute({ execute: 'query-status' }, queryStatus)
+  if (status !== 'io-error') return []
+  const devices = await monitor.execute({ execute: 'query-block' }, queryBlock)
+  const full = devices.filter(device => device['io-status'] === 'nospace')
+  return full.flatMap(({ inserted }) => (inserted ? [chainOf(inserted.image)] : []))
+}
+
+/** Every block node of a running domain, upper ones first (QMP query-named-block-nodes). */
+export async function readNodes(monitor: Monitor): Promise<Node[]> {
+  const nodes = await monitor.execute(
     { execute: 'query-named-block-nodes', arguments: { flat: true } },
     queryNodes,
   )
-  return new Set(nodes.map(node => plainPath(node.file)))
+  return nodes.map(node => ({
+    name: node['node-name'],
+    driver: node.drv,
+    file: plainPath(node.file),
+  }))
 }
 
 /** Block jobs that QEMU runs for a domain (QMP query-block-jobs). */
-export function readBlockJobs(virsh: Virsh, domain: string): Promise<BlockJob[]> {
-  return virsh.qmp(domain, { execute: 'query-block-jobs' }, queryJobs)
+export function readBlockJobs(monitor: Monitor): Promise<BlockJob[]> {
+  return monitor.execute({ execute: 'query-block-jobs' }, queryJobs)
+}
+
+/** Closes the nodes of an image that is in no chain, format before protocol. @throws Failure when QEMU still uses one */
+export async function dropNodes(monitor: Monitor, file: string): Promise<void> {
+  const ours = (await readNodes(monitor)).filter(node => node.file === file)
+  const isProtocol = (node: Node): number => (/^(file|host_device)$/.test(node.driver) ? 1 : 0)
+  for (const node of ours.sort((a, b) => isProtocol(a) - isProtocol(b)))
+    await monitor.execute(
+      { execute: 'blockdev-del', arguments: { 'node-name': node.name } },
+      nothing,
+    )
 }

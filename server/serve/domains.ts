@@ -21,9 +21,13 @@ export interface Domains {
   findLease(token: string): Lease | undefined
   /** Settles the domain's journal, also of a domain that is no longer listed. */
   recover(domain: string): ReturnType<DomainSessions['recover']>
-  /** Settles every journal that is open. Never rejects; one at a time. */
+  /** Settles every journal that is open; one that resists is tried again less and less often. Never rejects. */
   recoverAll(): Promise<void>
 }
+
+/** A journal that could not be settled is tried again after so long, then after twice as long, and so on. */
+const RETRY_FIRST_MS = 10_000
+const RETRY_LAST_MS = 300_000
 
 /** How long an answer of libvirt about a domain's disks is good for new connections. */
 const TARGETS_FRESH_MS = 5000
@@ -35,6 +39,7 @@ export function createDomains(source: Source): Domains {
   )
   const known = new Map<string, { at: number; targets: Promise<readonly string[]> }>()
   const unlisted = createQueue()
+  const resisting = new Map<string, { wait: number; next: number; reason: string }>()
   let recovering: Promise<void> | undefined
 
   /** During a session libvirt shows our overlays; the disks are those that were there before. */
@@ -52,15 +57,26 @@ export function createDomains(source: Source): Domains {
     )
   }
 
+  /** Said once for each reason. */
+  function resist(domain: string, failure: Failure): void {
+    const before = resisting.get(domain)
+    const wait = before ? Math.min(before.wait * 2, RETRY_LAST_MS) : RETRY_FIRST_MS
+    resisting.set(domain, { wait, next: Date.now() + wait, reason: failure.message })
+    if (before?.reason !== failure.message)
+      log.error({ domain, error: failure }, 'not recovered, its exports are blocked')
+  }
+
   async function recoverEach(): Promise<void> {
     const files = await readdir(paths.journals).catch(() => [])
     const left = files
       .filter(name => name.endsWith('.journal'))
       .map(name => name.slice(0, -'.journal'.length))
-    const attempts = left.map(domain =>
-      recover(domain).catch((error: unknown) => {
-        log.error({ domain, error: toFailure(error) }, 'not recovered, its exports are blocked')
-      }),
+    const due = left.filter(domain => (resisting.get(domain)?.next ?? 0) <= Date.now())
+    const attempts = due.map(domain =>
+      recover(domain).then(
+        () => resisting.delete(domain),
+        (error: unknown) => resist(domain, toFailure(error)),
+      ),
     )
     await Promise.all(attempts)
   }

@@ -19,7 +19,7 @@ import { operatorHandlers } from './operator.ts'
 import { controlServer } from './socket.ts'
 
 const TICK_MS = 1000
-const RECOVER_EVERY_MS = 60_000
+const RECOVER_EVERY_MS = 5000
 
 /**
  * Serves until the signal aborts; then ends every session, waits for its merge, and returns.

@@ -16,6 +16,7 @@ import {
   type DeadMan,
 } from '../libvirt/freeze.ts'
 import { readChains } from '../libvirt/graph.ts'
+import { findQemu } from '../libvirt/qemu-process.ts'
 import { takeSnapshot } from '../libvirt/snapshot.ts'
 import type { Source } from '../source.ts'
 import {
@@ -27,6 +28,7 @@ import {
   type Step,
 } from './journal.ts'
 import { exportedSize } from './images.ts'
+import { baseWrittenMs } from './overlay.ts'
 import { preflight } from './preflight.ts'
 import { settle } from './settle.ts'
 
@@ -80,7 +82,11 @@ export async function begin(source: Source, domain: string): Promise<Frozen> {
       checked.disks.map(async disk => ({ ...disk, size: await exportedSize(disk) })),
     )
     const recoveryPoint = { id, instant: instant.toISOString(), consistency: taken.consistency }
-    journal = await recordStep(journal, 'frozen', { consistency: taken.consistency })
+    journal = await recordStep(journal, 'frozen', {
+      consistency: taken.consistency,
+      baseWritten: await basesWritten(checked.disks),
+      ...taken.times,
+    })
     log.info(
       { domain, recoveryPoint: id, ...taken.times, consistency: taken.consistency },
       'frozen',
@@ -109,6 +115,16 @@ export async function begin(source: Source, domain: string): Promise<Frozen> {
   }
 }
 
+/** While they are frozen this does not change, so it tells later whether somebody started from a stale base. */
+async function basesWritten(disks: readonly SessionDiskRecord[]): Promise<Record<string, number>> {
+  const written: Record<string, number> = {}
+  for (const disk of disks) {
+    const at = await baseWrittenMs(disk)
+    if (at !== undefined) written[disk.target] = at
+  }
+  return written
+}
+
 interface Taken {
   readonly journal: Journal
   readonly consistency: 'quiesced' | 'crash'
@@ -130,11 +146,13 @@ async function snapshotQuiesced(
       ? undefined
       : await freezeGuest(source, settings, domain, () => record('freeze'))
 
-  async function record(step: Step): Promise<void> {
-    journal = await recordStep(journal, step)
+  async function record(step: Step, facts = {}): Promise<void> {
+    journal = await recordStep(journal, step, facts)
   }
 
-  await record('snapshot')
+  // Which QEMU process went onto the overlays tells later whether the one that runs then has their writes.
+  const qemu = await findQemu(journal.intent.uuid)
+  await record('snapshot', { qemu: qemu?.identity })
   const snapshotStarted = Date.now()
   const result = await takeSnapshot(virsh, domain, `nbd-clone-${recoveryPoint}`, [
     ...disks.map(({ target, overlay }) => ({ target, overlay })),
@@ -151,7 +169,7 @@ async function snapshotQuiesced(
   const freezeMs = deadMan ? Date.now() - started : 0
 
   // The exit status is a hint; whether every disk writes to its overlay is read from QEMU.
-  const chains = await readChains(virsh, domain)
+  const chains = await readChains(virsh.monitor(domain))
   const missed = disks.find(
     disk => !chains.some(chain => chain[0] === disk.overlay && chain[1] === disk.base),
   )

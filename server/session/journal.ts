@@ -7,7 +7,7 @@ import { consistency, diskFormat } from '../../shared/gate.ts'
 import { Failure } from '../../shared/failures.ts'
 import { appendDurably, fsyncPath, writeDurably } from '../../shared/host/durable.ts'
 
-/** The journal's words, in the order in which a session passes through them. */
+/** The journal's words: first those that every session passes through, in that order, then those of trouble. */
 export const STEPS = [
   'intent',
   'freeze',
@@ -18,6 +18,9 @@ export const STEPS = [
   'pivot',
   'clean',
   'done',
+  'alarm',
+  'suspend',
+  'resume',
   'needs operator',
 ] as const
 export type Step = (typeof STEPS)[number]
@@ -51,8 +54,18 @@ const entry = z.object({
   target: z.string().optional(),
   consistency: consistency.optional(),
   reason: z.string().optional(),
+  /** What an operator can type. */
+  remedy: z.string().optional(),
   mergeMs: z.number().optional(),
   overlayBytes: z.number().optional(),
+  /** The QEMU process that the step was done in; none for a domain that was off. */
+  qemu: z.string().optional(),
+  /** Whether libvirt's definition named the disk's overlay then. */
+  definedOnOverlay: z.boolean().optional(),
+  /** Milliseconds since the epoch at which each base was last written to, by target: they do not change while frozen. */
+  baseWritten: z.record(z.string(), z.number()).optional(),
+  freezeMs: z.number().optional(),
+  snapshotMs: z.number().optional(),
 })
 export type Entry = z.infer<typeof entry>
 
@@ -72,7 +85,12 @@ export function isOpen(journal: Journal): boolean {
 }
 
 export function hasStep(journal: Journal, step: Step, target?: string): boolean {
-  return journal.entries.some(
+  return lastStep(journal, step, target) !== undefined
+}
+
+/** The last entry of a step, of one disk if a target is given. */
+export function lastStep(journal: Journal, step: Step, target?: string): Entry | undefined {
+  return journal.entries.findLast(
     one => one.step === step && (target === undefined || one.target === target),
   )
 }

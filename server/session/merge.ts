@@ -1,11 +1,14 @@
-// One overlay merged into its base: start or adopt the block job, wait until QEMU says ready, pivot, look again.
+// One overlay merged into its base while the domain runs: start or adopt the block job, wait until QEMU says ready, pivot,
+// look again. Through libvirt; through QEMU's monitor alone when libvirt does not know of the overlay.
 
 import { setTimeout as delay } from 'node:timers/promises'
-import { Failure } from '../../shared/failures.ts'
+import { Failure, toFailure } from '../../shared/failures.ts'
 import { reasonOf } from '../../shared/host/run.ts'
-import { readBlockJobs, readChains, type BlockJob } from '../libvirt/graph.ts'
+import { dropNodes, readChains, type BlockJob } from '../libvirt/graph.ts'
 import type { Virsh } from '../libvirt/virsh.ts'
 import type { SessionDiskRecord } from './journal.ts'
+import type { Ladder } from './ladder.ts'
+import { completeInQemu, findJob, isOwnJob, startInQemu } from './merge-in-qemu.ts'
 
 const POLL_MS = 100
 /** "Not ready for pivot yet" is a known race and passes; a refusal that stays is a failure. */
@@ -14,97 +17,115 @@ const POLL_SLOW_MS = 1000
 /** A job may vanish without having merged (someone aborted it); it is started again so often. */
 const ATTEMPTS = 3
 
-function findJob(jobs: readonly BlockJob[], target: string): BlockJob | undefined {
-  return jobs.find(job => job.device.startsWith(`commit-${target}-`))
+/** What a merge needs to know and to say. */
+export interface Merge {
+  readonly virsh: Virsh
+  readonly domain: string
+  readonly disk: SessionDiskRecord
+  /** Whether libvirt knows of the overlay; if not, only QEMU itself can be asked. */
+  readonly known: boolean
+  /** MiB/s, 0 for no limit. */
+  readonly bandwidth: number
+  readonly ladder: Ladder
+  readonly beforePivot: () => Promise<void>
 }
 
-async function chainOf(
-  virsh: Virsh,
-  domain: string,
-  overlay: string,
-): Promise<readonly string[] | undefined> {
-  return (await readChains(virsh, domain)).find(chain => chain.includes(overlay))
+function jobOf({ virsh, domain, disk }: Merge): Promise<BlockJob | undefined> {
+  return findJob(virsh.monitor(domain), disk.target)
+}
+
+async function chainOf({ virsh, domain, disk }: Merge): Promise<readonly string[] | undefined> {
+  return (await readChains(virsh.monitor(domain))).find(chain => chain.includes(disk.overlay))
 }
 
 /** Starts the merge with explicit base and top, never into anything deeper. */
-async function startMerge(
-  virsh: Virsh,
-  domain: string,
-  disk: SessionDiskRecord,
-  active: boolean,
-): Promise<void> {
+async function startMerge(merge: Merge, active: boolean): Promise<void> {
+  const { virsh, domain, disk, bandwidth } = merge
+  if (!merge.known) {
+    await startInQemu(virsh.monitor(domain), domain, disk, bandwidth)
+    return
+  }
   const result = await virsh.run([
-    'blockcommit',
-    domain,
-    disk.target,
-    '--base',
-    disk.base,
-    '--top',
-    disk.overlay,
+    ...['blockcommit', domain, disk.target, '--base', disk.base, '--top', disk.overlay],
     ...(active ? ['--active'] : []),
+    ...(bandwidth > 0 ? ['--bandwidth', String(bandwidth)] : []),
   ])
   if (result.exitCode === 0) return
-  if (findJob(await readBlockJobs(virsh, domain), disk.target)) return
+  if (await jobOf(merge)) return
   throw new Failure(
     'MERGE_FAILED',
     `disk ${disk.target} of ${domain}: merge did not start: ${reasonOf(result)}`,
+    { remedy: remedyOf(reasonOf(result), merge) },
   )
+}
+
+/** libvirt before 12.1 denies QEMU the write to a base under AppArmor, and deny outweighs every allow. */
+function remedyOf(reason: string, { domain, disk }: Merge): string | undefined {
+  if (!/permission denied/i.test(reason)) return undefined
+  return [
+    `QEMU may not write to ${disk.base}: with AppArmor and libvirt before 12.1, shut the guest down,`,
+    `then clone-server recover ${domain} merges without QEMU`,
+  ].join('\n        ')
 }
 
 /**
  * Merges the overlay of one disk of a running domain, however far that had come already. Done when QEMU's graph has
  * lost the overlay.
- * @throws Failure MERGE_FAILED
+ * @throws Failure MERGE_FAILED, or SOURCE_REFUSED when libvirt does not answer
  */
-export async function mergeDisk(
-  virsh: Virsh,
-  domain: string,
-  disk: SessionDiskRecord,
-  beforePivot: () => Promise<void>,
-): Promise<void> {
+export async function mergeDisk(merge: Merge): Promise<void> {
+  const { virsh, domain, disk } = merge
   let reason = 'its block job ended without merging'
   for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
-    const chain = await chainOf(virsh, domain, disk.overlay)
-    if (!chain) return
-    const active = chain[0] === disk.overlay
-    if (!findJob(await readBlockJobs(virsh, domain), disk.target))
-      await startMerge(virsh, domain, disk, active)
-    reason = (await driveJob(virsh, domain, disk, beforePivot)) ?? reason
+    const chain = await chainOf(merge)
+    if (!chain) break
+    if (!(await jobOf(merge))) await startMerge(merge, chain[0] === disk.overlay)
+    reason = (await driveJob(merge)) ?? reason
     for (let look = 0; look < 20; look++) {
-      if (!(await chainOf(virsh, domain, disk.overlay))) return
-      if (findJob(await readBlockJobs(virsh, domain), disk.target)) break
+      if (!(await chainOf(merge)) || (await jobOf(merge))) break
       await delay(POLL_MS)
     }
   }
-  throw new Failure('MERGE_FAILED', `disk ${disk.target} of ${domain}: not merged: ${reason}`, {
-    remedy: `on the source run: clone-server recover ${domain}`,
-  })
+  if (await chainOf(merge))
+    throw new Failure('MERGE_FAILED', `disk ${disk.target} of ${domain}: not merged: ${reason}`, {
+      remedy: `on the source run: clone-server recover ${domain}`,
+    })
+  if (!merge.known) await dropNodes(virsh.monitor(domain), disk.overlay)
 }
 
 /** Follows the job to its end; returns libvirt's sentence when the pivot was refused. */
-async function driveJob(
-  virsh: Virsh,
-  domain: string,
-  disk: SessionDiskRecord,
-  beforePivot: () => Promise<void>,
-): Promise<string | undefined> {
+async function driveJob(merge: Merge): Promise<string | undefined> {
+  const { domain, disk, ladder } = merge
   let pivotSince: number | undefined
   let refused: string | undefined
   const started = Date.now()
   for (;;) {
-    const job = findJob(await readBlockJobs(virsh, domain), disk.target)
+    const job = await jobOf(merge)
     if (!job) return refused
     if (job.ready && job.type === 'commit') {
-      if (pivotSince === undefined) await beforePivot()
+      if (pivotSince === undefined) await merge.beforePivot()
       pivotSince ??= Date.now()
-      const result = await virsh.run(['blockjob', domain, disk.target, '--pivot'])
-      if (result.exitCode !== 0) refused = reasonOf(result)
+      refused = (await pivot(merge, job)) ?? refused
       if (refused !== undefined && Date.now() - pivotSince > PIVOT_PATIENCE_MS)
         throw new Failure(
           'MERGE_FAILED',
           `disk ${disk.target} of ${domain}: the pivot is refused: ${refused}`,
         )
-    }
+    } else await ladder.climb(Date.now() - started, job.device)
     await delay(Date.now() - started < 10_000 ? POLL_MS : POLL_SLOW_MS)
+  }
+}
+
+/** Returns the sentence of a refusal. */
+async function pivot({ virsh, domain, disk }: Merge, job: BlockJob): Promise<string | undefined> {
+  if (!isOwnJob(job)) {
+    const result = await virsh.run(['blockjob', domain, disk.target, '--pivot'])
+    return result.exitCode === 0 ? undefined : reasonOf(result)
+  }
+  try {
+    await completeInQemu(virsh.monitor(domain), job)
+    return undefined
+  } catch (error) {
+    return toFailure(error).message
   }
 }

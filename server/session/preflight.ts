@@ -179,8 +179,8 @@ async function checkGraph(
   disks: readonly SessionDiskRecord[],
 ): Promise<void> {
   const [chains, jobs] = await Promise.all([
-    readChains(virsh, domain),
-    readBlockJobs(virsh, domain),
+    readChains(virsh.monitor(domain)),
+    readBlockJobs(virsh.monitor(domain)),
   ])
   const [job] = jobs
   if (job)

@@ -14,7 +14,7 @@ export async function recoverJournal(source: Source, domain: string): Promise<bo
   const { journals } = source.paths
   const journal = await readJournal(journals, domain)
   if (!journal || !isOpen(journal)) return false
-  source.log.warn(
+  source.log.debug(
     { domain, session: journal.intent.session },
     'recovering what an earlier run left',
   )

@@ -3,7 +3,13 @@
 import type { Failure } from '../../shared/failures.ts'
 import type { Frozen } from './begin.ts'
 import type { Lease } from './lease.ts'
-import type { SettledDisk } from './settle.ts'
+
+/** How one disk came back onto its base. */
+export interface SettledDisk {
+  readonly target: string
+  readonly mergeMs: number
+  readonly overlayBytes: number
+}
 
 /** One NBD connection inside a session. */
 export interface Member {

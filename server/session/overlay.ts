@@ -1,0 +1,86 @@
+// An overlay as a file: what its header says, whether it holds anything, and when it may be deleted.
+
+import { stat, unlink } from 'node:fs/promises'
+import { setTimeout as delay } from 'node:timers/promises'
+import { z } from 'zod'
+import { Failure } from '../../shared/failures.ts'
+import { openersOf } from '../../shared/host/openers.ts'
+import { reasonOf, run } from '../../shared/host/run.ts'
+import type { SessionDiskRecord } from './journal.ts'
+
+const info = z.object({
+  format: z.literal('qcow2'),
+  'full-backing-filename': z.string().optional(),
+  'backing-filename': z.string().optional(),
+  'backing-filename-format': z.string().optional(),
+})
+const map = z.array(z.object({ depth: z.number() }))
+
+export type OverlayFile =
+  | { readonly kind: 'missing' }
+  /** Nothing of it ever reached the medium, so no flush of the guest's did either. */
+  | { readonly kind: 'blank' }
+  /** A qcow2 on the session's base. */
+  | { readonly kind: 'ours'; readonly bytes: number; readonly writtenMs: number }
+  | { readonly kind: 'strange'; readonly why: string }
+
+/** Looks at the overlay of a disk that no QEMU has open. */
+export async function inspectOverlay(disk: SessionDiskRecord): Promise<OverlayFile> {
+  const { overlay, base } = disk
+  const found = await stat(overlay).catch((error: unknown) => {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+    throw error
+  })
+  if (!found) return { kind: 'missing' }
+  if (found.blocks === 0) return { kind: 'blank' }
+  const result = await run('qemu-img', ['info', '-U', '-f', 'qcow2', '--output=json', overlay])
+  if (result.exitCode !== 0) return { kind: 'strange', why: reasonOf(result) }
+  const header = info.safeParse(JSON.parse(result.stdout))
+  const backing = header.data?.['full-backing-filename'] ?? header.data?.['backing-filename']
+  if (backing !== base)
+    return { kind: 'strange', why: `its header names ${backing ?? 'no backing file'}` }
+  return { kind: 'ours', bytes: found.blocks * 512, writtenMs: found.mtimeMs }
+}
+
+/** Whether the guest wrote anything to an overlay that no QEMU has open: qcow2 tells which clusters are its own. */
+export async function holdsData({ overlay }: SessionDiskRecord): Promise<boolean> {
+  const result = await run('qemu-img', ['map', '-U', '-f', 'qcow2', '--output=json', overlay], {
+    timeoutMs: 600_000,
+  })
+  if (result.exitCode !== 0)
+    throw new Failure('MERGE_FAILED', `qemu-img map ${overlay}: ${reasonOf(result)}`)
+  return map.parse(JSON.parse(result.stdout)).some(extent => extent.depth === 0)
+}
+
+/** When the base was last written to, in ms since the epoch; block devices do not tell. */
+export async function baseWrittenMs(
+  disk: Pick<SessionDiskRecord, 'base' | 'baseType'>,
+): Promise<number | undefined> {
+  return disk.baseType === 'file' ? (await stat(disk.base)).mtimeMs : undefined
+}
+
+const CLOSE_PATIENCE_MS = 10_000
+
+/**
+ * Deletes an overlay once nothing uses it any more.
+ * @param user who still uses it, as far as QEMU and libvirt tell
+ * @throws Failure MERGE_FAILED when somebody goes on using it for 10 s
+ */
+export async function removeOverlay(
+  domain: string,
+  overlay: string,
+  user: () => Promise<string | undefined>,
+): Promise<void> {
+  const end = Date.now() + CLOSE_PATIENCE_MS
+  for (;;) {
+    const [opener] = await openersOf(overlay)
+    const by = (await user()) ?? (opener && `${opener.command} (pid ${opener.pid})`)
+    if (by === undefined) break
+    if (Date.now() > end)
+      throw new Failure('MERGE_FAILED', `overlay ${overlay} of ${domain} is still used by ${by}`)
+    await delay(100)
+  }
+  await unlink(overlay).catch((error: unknown) => {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
+  })
+}

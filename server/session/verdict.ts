@@ -1,0 +1,49 @@
+// What is to be done with the overlay of a domain that is off: one table, from what is known to one word. An overlay that may hold
+// what a guest wrote is committed or reported, never dropped; a base that was written to since is never overwritten.
+
+import type { OverlayFile } from './overlay.ts'
+
+/** What is known of one disk of a domain that is off. */
+export interface DiskFacts {
+  readonly overlay: OverlayFile['kind']
+  /** Whether the overlay has clusters of its own; only looked at where it matters. */
+  readonly holdsData: boolean
+  /** A stored XML names the overlay. */
+  readonly named: boolean
+  /** Steps of the journal: the snapshot may have been taken; it was seen to be taken. */
+  readonly snapshot: boolean
+  readonly frozen: boolean
+  /** A merge was begun. */
+  readonly merge: boolean
+  /** A pivot was begun while the definition named the overlay, so a definition that does not is libvirt's word for its end. */
+  readonly pivot: boolean
+  readonly clean: boolean
+  /** The base was written to after it was frozen; undefined when nothing tells. */
+  readonly baseWritten: boolean | undefined
+}
+
+export type Verdict =
+  /** Merge it into the base, then put the definition on the base. */
+  | 'commit'
+  /** It holds nothing that the base lacks: put the definition on the base, delete it. */
+  | 'delete'
+  | 'gone'
+  | 'strange'
+  /** Guest data on both sides, and nothing says which is later. */
+  | 'two histories'
+
+export function verdictOn(facts: DiskFacts): Verdict {
+  if (facts.clean || facts.overlay === 'blank') return 'delete'
+  if (facts.overlay === 'missing') return verdictOnMissing(facts)
+  if (facts.overlay === 'strange') return 'strange'
+  if (facts.named) return 'commit'
+  if (!facts.snapshot || facts.pivot || !facts.holdsData) return 'delete'
+  if (facts.merge) return 'two histories'
+  return facts.baseWritten === false ? 'commit' : 'two histories'
+}
+
+function verdictOnMissing({ named, frozen, pivot, baseWritten }: DiskFacts): Verdict {
+  if (named) return 'gone'
+  // Never made, merged to its end, or merged by hand, which wrote to the base.
+  return !frozen || pivot || baseWritten !== false ? 'delete' : 'gone'
+}
