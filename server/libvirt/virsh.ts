@@ -6,7 +6,7 @@ import { readReply, type Monitor } from './monitor.ts'
 
 export interface Virsh {
   /** Runs one virsh command to its end; never throws for its exit status. Default deadline 60 s. */
-  run(args: readonly string[], timeoutMs?: number, input?: string): Promise<RunResult>
+  run(args: readonly string[], timeoutMs?: number): Promise<RunResult>
   /** Standard output of a command that must succeed. @throws Failure SOURCE_REFUSED with libvirt's sentence */
   text(args: readonly string[]): Promise<string>
   /** The monitor of a domain that libvirt says is active. */
@@ -16,8 +16,8 @@ export interface Virsh {
 
 /** @param uri libvirt connection URI */
 export function createVirsh(uri: string): Virsh {
-  const call: Virsh['run'] = (args, timeoutMs, input) =>
-    run('virsh', ['-q', '-c', uri, ...args], { timeoutMs, input, diesWithUs: true })
+  const call: Virsh['run'] = (args, timeoutMs) =>
+    run('virsh', ['-q', '-c', uri, ...args], { timeoutMs, diesWithUs: true })
   const text = async (args: readonly string[]): Promise<string> => {
     const result = await call(args)
     if (result.exitCode === 0) return result.stdout

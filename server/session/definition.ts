@@ -1,6 +1,7 @@
 // libvirt's stored XMLs of a domain put back onto its bases, when libvirt did not do it itself: the definition, and the XML inside
 // a managed save image, from which a start would take the disks.
 
+import { rm, writeFile } from 'node:fs/promises'
 import { Failure } from '../../shared/failures.ts'
 import { reasonOf } from '../../shared/host/run.ts'
 import { readDomainXml } from '../libvirt/domain-xml.ts'
@@ -10,16 +11,16 @@ import type { Journal, SessionDiskRecord } from './journal.ts'
 
 interface Stored {
   readonly read: readonly string[]
-  readonly write: (domain: string) => readonly string[]
+  readonly write: (domain: string, file: string) => readonly string[]
 }
 
 const DEFINITION: Stored = {
   read: ['dumpxml', '--inactive', '--security-info'],
-  write: () => ['define', '/dev/stdin'],
+  write: (_domain, file) => ['define', file],
 }
 const MANAGED_SAVE: Stored = {
   read: ['managedsave-dumpxml', '--security-info'],
-  write: domain => ['managedsave-define', domain, '/dev/stdin'],
+  write: (domain, file) => ['managedsave-define', domain, file],
 }
 
 async function storedXmls(source: Source, domain: string): Promise<Stored[]> {
@@ -49,16 +50,16 @@ export async function putDefinitionOnBase(
     const xml = await source.virsh.text([...read, '--domain', domain])
     const corrected = definitionOnBase(xml, inactiveXml, disks)
     if (corrected === undefined) continue
-    const result = await source.virsh.run(write(domain), 60_000, corrected)
+    const file = `${journal.file}.corrected.xml`
+    const command = write(domain, file)
+    await writeFile(file, corrected, { mode: 0o600 })
+    const result = await source.virsh.run(command).finally(() => rm(file, { force: true }))
     if (result.exitCode !== 0)
       throw new Failure(
         'MERGE_FAILED',
         `domain ${domain} is merged, but its definition still names an overlay: ${reasonOf(result)}`,
         { remedy: `correct the disks: virsh edit ${domain}` },
       )
-    source.log.warn(
-      { domain },
-      `virsh ${write(domain)[0] ?? ''}: its disks are on their bases again`,
-    )
+    source.log.warn({ domain }, `virsh ${command[0] ?? ''}: it names its bases again`)
   }
 }

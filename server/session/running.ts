@@ -33,7 +33,7 @@ import { commitOffline } from './offline.ts'
 import { removeOverlay } from './overlay.ts'
 import { readBothXml } from './preflight.ts'
 import type { SettledDisk } from './session.ts'
-import { needsOperator } from './stuck.ts'
+import { needsOperator, twoHistories } from './stuck.ts'
 
 const THAW_PATIENCE_MS = 10_000
 
@@ -114,12 +114,15 @@ async function settleDisk(running: Running, disk: SessionDiskRecord): Promise<Se
   }
   if (chains.some(chain => chain.includes(overlay))) {
     await record(running, 'merge', facts)
+    const known = !isOn(live, target, base)
+    if (!known)
+      source.log.warn({ domain, target }, 'libvirt lost sight of the overlay, QEMU merges it')
     const policy = mergePolicy(source.config, domain)
     await mergeDisk({
       virsh: source.virsh,
       domain,
       disk,
-      known: !isOn(live, target, base),
+      known,
       bandwidth: policy.bandwidth,
       ladder: createLadder(source.virsh, source.log, domain, target, policy, (step, reason) =>
         record(running, step, { target, ...(reason === undefined ? {} : { reason }) }),
@@ -194,10 +197,7 @@ async function checkSameGuest(running: Running, disk: SessionDiskRecord): Promis
     source,
     journal,
     `${domain} was started again on ${base}, without what its guest had written to ${overlay} before: two histories of disk ${target}`,
-    [
-      `to keep what runs now: rm ${overlay}; clone-server recover ${domain}`,
-      `to go back to what was written then: shut ${domain} down, qemu-img commit -f qcow2 ${overlay}, rm ${overlay}, clone-server recover ${domain}; what was written since is lost`,
-    ],
+    twoHistories(journal, disk),
   )
 }
 

@@ -11,7 +11,7 @@ import { commitOffline } from './offline.ts'
 import { baseWrittenMs, holdsData, inspectOverlay, removeOverlay } from './overlay.ts'
 import { readXml } from './preflight.ts'
 import type { SettledDisk } from './session.ts'
-import { needsOperator } from './stuck.ts'
+import { needsOperator, twoHistories } from './stuck.ts'
 import { verdictOn, type Verdict } from './verdict.ts'
 
 /** @param state libvirt's words for it. @throws Failure MERGE_FAILED, NEEDS_OPERATOR */
@@ -125,11 +125,16 @@ async function reportUndecided(
     strange: `${overlay} is not the overlay of disk ${target} of ${domain} any more`,
     'two histories': `disk ${target} of ${domain}: its guest wrote to ${overlay}, and ${base} was written to as well: nothing says which is later`,
   }[verdict]
-  await needsOperator(source, journal, what, [
-    ...(verdict === 'gone' ? [`put ${overlay} back (is its file system mounted?)`] : []),
-    ...(verdict === 'two histories'
-      ? [`to keep the overlay's: qemu-img commit -f qcow2 ${overlay}; rm ${overlay}`]
-      : []),
-    `to keep what ${base} holds: move ${overlay} and ${journal.file} away, and in virsh edit ${domain} put disk ${target} on ${base}`,
-  ])
+  const commands = {
+    gone: [
+      `put ${overlay} back (is its file system mounted?), then: clone-server recover ${domain}`,
+      `or, to go on without it: move ${journal.file} away, and put disk ${target} on ${base} in virsh edit ${domain}`,
+    ],
+    strange: [`qemu-img info ${overlay}; its base should be ${base}`],
+    'two histories': [
+      `if ${domain} has not run since ${instant} on ${base} alone: qemu-img commit -f qcow2 ${overlay}; rm ${overlay}; clone-server recover ${domain}`,
+      ...twoHistories(journal, disk),
+    ],
+  }[verdict]
+  await needsOperator(source, journal, what, commands)
 }

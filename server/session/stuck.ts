@@ -2,7 +2,7 @@
 
 import { Failure } from '../../shared/failures.ts'
 import type { Source } from '../source.ts'
-import { lastStep, recordStep, type Journal } from './journal.ts'
+import { lastStep, recordStep, type Journal, type SessionDiskRecord } from './journal.ts'
 
 /** Leaves everything as it is, says so in the journal, and what to type. @throws Failure NEEDS_OPERATOR, always */
 export async function needsOperator(
@@ -20,4 +20,15 @@ export async function needsOperator(
     source.log.error({ domain, session, reason, remedy }, 'needs operator')
   }
   throw new Failure('NEEDS_OPERATOR', reason, { remedy })
+}
+
+/** What can be typed when base and overlay both went on: the overlay belongs on the base as it was when it was frozen. */
+export function twoHistories(journal: Journal, disk: SessionDiskRecord): string[] {
+  const { domain, recoveryPoint } = journal.intent
+  const { base, overlay, format } = disk
+  return [
+    `to keep what ${base} holds: mv ${overlay} somewhere else; clone-server recover ${domain}`,
+    `the overlay can then be read on a copy of the base as of ${recoveryPoint} (that generation on a standby):`,
+    `qemu-img rebase -u -f qcow2 -b COPY -F ${format} OVERLAY`,
+  ]
 }
