@@ -8,7 +8,7 @@ import t from 'tap'
 import { readBlockJobs, readChains } from '../server/libvirt/graph.ts'
 import { readDomainXml } from '../server/libvirt/domain-xml.ts'
 import { openMonitorSocket } from '../server/libvirt/monitor.ts'
-import { definitionOnBase, statusOnBase, statusPid } from '../server/libvirt/on-base.ts'
+import { definitionOnBase, onBackingStore, statusPid } from '../server/libvirt/on-base.ts'
 import { verdictOn, type DiskFacts, type Verdict } from '../server/session/verdict.ts'
 
 const frozen: DiskFacts = {
@@ -105,16 +105,19 @@ t.test(
     <backingStore type='block' index='2'><format type='raw'/>${source('/dev/vg/web', 'libvirt-2-format')}<backingStore/></backingStore>
     <mirror type='block' job=''><format type='raw'/>${source('/dev/vg/web', 'libvirt-2-format', " index='2'")}</mirror><target dev='vda'/></disk>`)}</domstatus>`
     t.equal(statusPid(status), 147)
-    const corrected = statusOnBase(status, [overlay]) ?? ''
+    const corrected = onBackingStore(status, [overlay]) ?? ''
     t.notMatch(corrected, /mirror|<blockjob |libvirt-82|nbd-clone/)
     t.match(
       corrected,
       /<disk type="block"[^>]*><driver name="qemu" type="raw"\/>\s*<source dev="\/dev\/vg\/web" index="2"><privateData><nodenames><nodename type="format" name="libvirt-2-format"\/>/,
     )
     t.match(corrected, /<backingStore\/>/)
-    t.equal(statusOnBase(corrected, [overlay]), undefined, 'once is enough')
+    t.equal(onBackingStore(corrected, [overlay]), undefined, 'once is enough')
     const strange = status.replaceAll('/dev/vg/web', '/dev/vg/other')
-    t.throws(() => statusOnBase(strange, [overlay]), /does not know \/dev\/vg\/web/)
+    t.throws(
+      () => onBackingStore(strange, [overlay]),
+      /does not say that it lies on \/dev\/vg\/web/,
+    )
   },
 )
 

@@ -71,12 +71,12 @@ function replace(element: Element, tag: string, by: Element): void {
 }
 
 /**
- * The status XML with the overlaid disks on their bases and without their block jobs, for when QEMU is on the bases already
- * and libvirt does not know. What it needs stands in `<backingStore>`: the base with its node names.
+ * The XML with the overlaid disks on the images that their `<backingStore>` names, which must be their bases, and without their
+ * block jobs. In a status XML the backing store carries what else libvirt must know, the node names of the base.
  * @returns undefined when no disk names an overlay
  * @throws Failure SOURCE_REFUSED when a disk's backing store is not its base
  */
-export function statusOnBase(xml: string, disks: readonly OverlaidDisk[]): string | undefined {
+export function onBackingStore(xml: string, disks: readonly OverlaidDisk[]): string | undefined {
   const document = parseXml(xml)
   const found = overlaid(domainOf(document), disks)
   if (found.length === 0) return undefined
@@ -87,7 +87,7 @@ export function statusOnBase(xml: string, disks: readonly OverlaidDisk[]): strin
     if (!store || !source || path !== base)
       throw new Failure(
         'SOURCE_REFUSED',
-        `libvirt's status of disk ${target} does not know ${base}`,
+        `libvirt's XML of disk ${target} does not say that it lies on ${base}`,
       )
     element.setAttribute('type', attribute(store, 'type') ?? 'file')
     const format = attribute(child(store, 'format'), 'type')

@@ -31,7 +31,9 @@ export async function startNbdServer(
   await mkdir(folder, { recursive: true, mode: 0o700 })
   await writeFile(file, config, { mode: 0o600 })
 
-  const child = spawn('nbd-server', ['-d', '-C', file], {
+  // It dies with us, so that nobody reads a base that our successor is merging into.
+  const command = ['--pdeathsig', 'KILL', '--', 'nbd-server', '-d', '-C', file]
+  const child = spawn('setpriv', command, {
     stdio: [socket, 'ignore', 'pipe'],
     env: { PATH: process.env['PATH'], LC_ALL: 'C' },
   })

@@ -9,7 +9,7 @@ import { writeDurably } from '../../shared/host/durable.ts'
 import { reasonOf, run } from '../../shared/host/run.ts'
 import { dropNodes, readChains, readNodes } from '../libvirt/graph.ts'
 import { openMonitorSocket, type Monitor } from '../libvirt/monitor.ts'
-import { statusOnBase, statusPid } from '../libvirt/on-base.ts'
+import { onBackingStore, statusPid } from '../libvirt/on-base.ts'
 import { findQemu, type QemuProcess } from '../libvirt/qemu-process.ts'
 import { libvirtView } from '../libvirt/view.ts'
 import type { Source } from '../source.ts'
@@ -60,7 +60,7 @@ export async function bringBackToLibvirt(
       `its status file ${file} is gone, so shut the guest down from within, then: clone-server recover ${domain}`,
     ])
 
-  const corrected = statusOnBase(status, disks)
+  const corrected = onBackingStore(status, disks)
   if (corrected !== undefined) {
     await copyFile(file, `${journal.file}.status.xml`)
     await writeDurably(file, corrected, (await stat(file)).mode & 0o777)

@@ -289,16 +289,21 @@ t.test('a source', async t => {
     },
   )
 
-  t.test('the readers of a killed serve are gone before their base is merged', async t => {
+  t.test('the readers of a killed serve die with it, before their base is merged', async t => {
     const mounted = lab.spawn('source', ['nbdfuse', '/tmp/fuse/disk', NBD])
     await waitFor('the session', 30, async () => (await server('status')).stdout.includes('frozen'))
+    const readers = ['pgrep', '-x', 'nbd-server']
+    t.equal((await lab.source(readers, { reject: false })).exitCode, 0, 'it reads')
     serve.process.signal('SIGKILL')
     await serve.process.result
-    const readers = ['pgrep', '-x', 'nbd-server']
-    t.equal((await lab.source(readers, { reject: false })).exitCode, 0, 'it goes on reading')
+    await waitFor(
+      'the end of the reader',
+      2,
+      async () => (await lab.source(readers, { reject: false })).exitCode !== 0,
+    )
+    t.not((await sourceFaults(lab)).length, 0, 'nothing is merged yet')
     serve = await startServe(lab)
     await untilOnBases(lab, 30)
-    t.not((await lab.source(readers, { reject: false })).exitCode, 0)
     await lab.source(['sh', '-c', 'fusermount3 -uz /tmp/fuse'], { reject: false })
     mounted.signal('SIGKILL')
     await mounted.result

@@ -1,0 +1,87 @@
+// Overlays that are not ours, merged because an operator says that they are left-overs: those of a script that died, or ours
+// whose journal was lost. They get a journal, and are then settled like any other.
+
+import { Failure } from '../../shared/failures.ts'
+import { newRecoveryPointId } from '../../shared/names.ts'
+import { readDomainXml, type DomainDisk } from '../libvirt/domain-xml.ts'
+import { readChains, readNodes, type Chain, type Node } from '../libvirt/graph.ts'
+import { onBackingStore } from '../libvirt/on-base.ts'
+import { findQemu } from '../libvirt/qemu-process.ts'
+import type { Source } from '../source.ts'
+import { refuse } from './images.ts'
+import { recordStep, startJournal, type SessionDiskRecord } from './journal.ts'
+import { readBothXml } from './preflight.ts'
+import { settle } from './settle.ts'
+
+/**
+ * Merges the one overlay of each disk of a running domain into what it lies on. Never deeper: a disk with more layers, or a
+ * domain of which libvirt keeps snapshots, is refused.
+ * @returns whether there was any
+ * @throws Failure SOURCE_REFUSED, SOURCE_OFF, MERGE_FAILED, NEEDS_OPERATOR
+ */
+export async function mergeForeignOverlays(source: Source, domain: string): Promise<boolean> {
+  const { virsh, paths } = source
+  const { inactiveXml, liveXml } = await readBothXml(virsh, domain)
+  const live = readDomainXml(liveXml)
+  const qemu = await findQemu(live.uuid)
+  if (!qemu)
+    throw new Failure(
+      'SOURCE_OFF',
+      `domain ${domain} does not run, so its overlays are not known`,
+      {
+        remedy: `virsh start --paused ${domain}, then again; virsh destroy ${domain} if it is to be off`,
+      },
+    )
+  const kept = (await virsh.text(['snapshot-list', domain, '--name'])).trim()
+  if (kept !== '')
+    refuse(
+      `libvirt keeps snapshots of ${domain}: ${kept.split(/\s+/).join(', ')}`,
+      `whoever made them should merge them: virsh snapshot-list ${domain}`,
+    )
+  const monitor = virsh.monitor(domain)
+  const [chains, nodes] = [await readChains(monitor), await readNodes(monitor)]
+  const disks = live.disks.flatMap(disk => overlaid(domain, disk, chains, nodes))
+  if (disks.length === 0) return false
+
+  const instant = new Date()
+  const id = newRecoveryPointId(instant)
+  const started = await startJournal(paths.journals, {
+    session: id,
+    domain,
+    uuid: live.uuid,
+    recoveryPoint: id,
+    instant: instant.toISOString(),
+    disks,
+    inactiveXml: onBackingStore(inactiveXml, disks) ?? inactiveXml,
+    liveXml,
+  })
+  const journal = await recordStep(started, 'snapshot', { qemu: qemu.identity })
+  source.log.warn(
+    { domain, session: id, disks },
+    'merging overlays that an operator calls left-overs',
+  )
+  await settle(source, journal)
+  return true
+}
+
+function overlaid(
+  domain: string,
+  { target, source, device }: DomainDisk,
+  chains: readonly Chain[],
+  nodes: readonly Node[],
+): SessionDiskRecord[] {
+  const chain = chains.find(one => one[0] === source)
+  const [overlay, base] = chain ?? []
+  if (device !== 'disk' || overlay === undefined || base === undefined) return []
+  if (chain?.length !== 2)
+    refuse(
+      `disk ${target} of ${domain} is a chain of ${chain?.length ?? 0} images, ${chain?.join(' on ') ?? ''}`,
+      'merge it by hand, down to one overlay: virsh blockcommit with --base and --top',
+    )
+  const isFormat = (node: Node): boolean => /^(raw|qcow2)$/.test(node.driver)
+  const format = nodes.find(node => node.file === base && isFormat(node))?.driver
+  const block = nodes.some(node => node.file === base && node.driver === 'host_device')
+  if (format !== 'raw' && format !== 'qcow2')
+    return refuse(`disk ${target} of ${domain}: ${base} is neither raw nor qcow2 for QEMU`)
+  return [{ target, format, base, baseType: block ? 'block' : 'file', overlay }]
+}
