@@ -15,6 +15,7 @@ const frozen: DiskFacts = {
   overlay: 'ours',
   holdsData: true,
   named: true,
+  stacked: false,
   snapshot: true,
   frozen: true,
   merge: false,
@@ -49,6 +50,7 @@ t.test('what becomes of the overlay of a domain that is off', async t => {
     ['it is gone, though nothing was merged', { overlay: 'missing', named: false }, 'gone'],
     ['it was merged by hand', { overlay: 'missing', named: false, baseWritten: true }, 'delete'],
     ['it was never made', { overlay: 'missing', named: false, frozen: false }, 'delete'],
+    ["an admin's snapshot lies on it", { named: false, stacked: true }, 'stacked'],
     ['another image has its name', { overlay: 'strange' }, 'strange'],
     ['merged, and another image has its name', { overlay: 'strange', clean: true }, 'delete'],
   ]

@@ -28,13 +28,13 @@ async function storedXmls(source: Source, domain: string): Promise<Stored[]> {
   return /^Managed save:\s*yes/m.test(info) ? [DEFINITION, MANAGED_SAVE] : [DEFINITION]
 }
 
-/** Every image that the stored XMLs of a domain name as a disk. @throws Failure SOURCE_REFUSED */
-export async function storedSources(source: Source, domain: string): Promise<Set<string>> {
-  const sources = new Set<string>()
+/** Every image that the stored XMLs of a domain name as a disk, with its format. @throws Failure SOURCE_REFUSED */
+export async function storedSources(source: Source, domain: string): Promise<Map<string, string>> {
+  const sources = new Map<string, string>()
   for (const { read } of await storedXmls(source, domain)) {
     const xml = await source.virsh.text([...read, '--domain', domain])
     for (const disk of readDomainXml(xml).disks)
-      if (disk.source !== undefined) sources.add(disk.source)
+      if (disk.source !== undefined) sources.set(disk.source, disk.driver)
   }
   return sources
 }

@@ -52,6 +52,27 @@ export async function holdsData({ overlay }: SessionDiskRecord): Promise<boolean
   return map.parse(JSON.parse(result.stdout)).some(extent => extent.depth === 0)
 }
 
+const chain = z.array(z.object({ 'full-backing-filename': z.string().optional() }))
+
+/** Whether a qcow2 image lies on the overlay, at any depth, as far as its headers tell. */
+export async function liesOn(image: string, overlay: string): Promise<boolean> {
+  if (image === overlay) return false
+  const result = await run('qemu-img', [
+    'info',
+    '-U',
+    '-f',
+    'qcow2',
+    '--backing-chain',
+    '--output=json',
+    image,
+  ])
+  // An image that cannot be read is nobody's reason to start a domain from it.
+  if (result.exitCode !== 0) return false
+  return chain
+    .parse(JSON.parse(result.stdout))
+    .some(one => one['full-backing-filename'] === overlay)
+}
+
 /** When the base was last written to, in ms since the epoch; block devices do not tell. */
 export async function baseWrittenMs(
   disk: Pick<SessionDiskRecord, 'base' | 'baseType'>,

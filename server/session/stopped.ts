@@ -8,7 +8,7 @@ import type { Source } from '../source.ts'
 import { putDefinitionOnBase, storedSources } from './definition.ts'
 import { hasStep, lastStep, recordStep, type Journal, type SessionDiskRecord } from './journal.ts'
 import { commitOffline } from './offline.ts'
-import { baseWrittenMs, holdsData, inspectOverlay, removeOverlay } from './overlay.ts'
+import { baseWrittenMs, holdsData, inspectOverlay, liesOn, removeOverlay } from './overlay.ts'
 import { readXml } from './preflight.ts'
 import type { SettledDisk } from './session.ts'
 import { needsOperator, twoHistories } from './stuck.ts'
@@ -24,7 +24,7 @@ export async function settleStopped(
   await checkHere(source, journal, state)
   const named = await storedSources(source, domain)
   const verdicts: Verdict[] = []
-  for (const disk of disks) verdicts.push(await judge(journal, disk, named.has(disk.overlay)))
+  for (const disk of disks) verdicts.push(await judge(journal, disk, named))
   for (const [index, disk] of disks.entries())
     await reportUndecided(source, journal, disk, verdicts[index] ?? 'strange')
 
@@ -91,8 +91,18 @@ async function checkHere(source: Source, journal: Journal, state: string): Promi
   }
 }
 
-async function judge(journal: Journal, disk: SessionDiskRecord, named: boolean): Promise<Verdict> {
-  const { target } = disk
+/** @param sources images that the domain's stored XMLs name */
+async function judge(
+  journal: Journal,
+  disk: SessionDiskRecord,
+  sources: ReadonlyMap<string, string>,
+): Promise<Verdict> {
+  const { target, overlay } = disk
+  const named = sources.has(overlay)
+  let stacked = false
+  // A raw image is never asked: what it says of itself is the guest's word.
+  for (const [image, format] of sources)
+    stacked ||= format === 'qcow2' && (await liesOn(image, overlay))
   const file = await inspectOverlay(disk)
   const frozenAt = lastStep(journal, 'frozen')?.baseWritten?.[target]
   const written = await baseWrittenMs(disk)
@@ -102,6 +112,7 @@ async function judge(journal: Journal, disk: SessionDiskRecord, named: boolean):
     overlay: file.kind,
     holdsData: file.kind === 'ours' && !named && (await holdsData(disk)),
     named,
+    stacked,
     snapshot: hasStep(journal, 'snapshot'),
     frozen: hasStep(journal, 'frozen'),
     merge: hasStep(journal, 'merge', target),
@@ -122,6 +133,7 @@ async function reportUndecided(
   if (verdict === 'commit' || verdict === 'delete') return
   const what = {
     gone: `the overlay of disk ${target} of ${domain} is gone: what its guest wrote after ${instant} was in ${overlay}`,
+    stacked: `disk ${target} of ${domain}: another image lies on its overlay ${overlay}, and the domain is off`,
     strange: `${overlay} is not the overlay of disk ${target} of ${domain} any more`,
     'two histories': `disk ${target} of ${domain}: its guest wrote to ${overlay}, and ${base} was written to as well: nothing says which is later`,
   }[verdict]
@@ -129,6 +141,9 @@ async function reportUndecided(
     gone: [
       `put ${overlay} back (is its file system mounted?), then: clone-server recover ${domain}`,
       `or, to go on without it: move ${journal.file} away, and put disk ${target} on ${base} in virsh edit ${domain}`,
+    ],
+    stacked: [
+      `virsh start --paused ${domain}; clone-server recover ${domain}; virsh destroy ${domain} (if it is to be off)`,
     ],
     strange: [`qemu-img info ${overlay}; its base should be ${base}`],
     'two histories': [

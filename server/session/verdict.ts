@@ -10,6 +10,8 @@ export interface DiskFacts {
   readonly holdsData: boolean
   /** A stored XML names the overlay. */
   readonly named: boolean
+  /** Another image of the domain lies on the overlay: an admin's snapshot, stacked on ours. */
+  readonly stacked: boolean
   /** Steps of the journal: the snapshot may have been taken; it was seen to be taken. */
   readonly snapshot: boolean
   readonly frozen: boolean
@@ -29,13 +31,16 @@ export type Verdict =
   | 'delete'
   | 'gone'
   | 'strange'
+  /** Only QEMU can merge it from under what lies on it. */
+  | 'stacked'
   /** Guest data on both sides, and nothing says which is later. */
   | 'two histories'
 
 export function verdictOn(facts: DiskFacts): Verdict {
-  if (facts.clean || facts.overlay === 'blank') return 'delete'
+  if (facts.clean || (facts.overlay === 'blank' && !facts.stacked)) return 'delete'
   if (facts.overlay === 'missing') return verdictOnMissing(facts)
-  if (facts.overlay === 'strange') return 'strange'
+  if (facts.overlay === 'strange' || facts.overlay === 'blank') return 'strange'
+  if (facts.stacked) return 'stacked'
   if (facts.named) return 'commit'
   if (!facts.snapshot || facts.pivot || !facts.holdsData) return 'delete'
   if (facts.merge) return 'two histories'
