@@ -15,8 +15,10 @@ import type { Source } from '../source.ts'
 import { createConnections } from './connections.ts'
 import { createDomains, type Domains } from './domains.ts'
 import { handle } from './handle.ts'
+import { createNotify } from './notify.ts'
 import { operatorHandlers } from './operator.ts'
 import { controlServer } from './socket.ts'
+import { readActivities, summarise } from './summary.ts'
 
 const TICK_MS = 1000
 const RECOVER_EVERY_MS = 5000
@@ -42,6 +44,10 @@ export async function serve(source: Source, signal: AbortSignal, ready: () => vo
   const hostId = await readHostId(paths.hostId)
 
   const domains = createDomains(source)
+  const notify = createNotify(process.env, log, async () =>
+    summarise(await readActivities(source, domains)),
+  )
+  cleanup.defer(() => notify.close())
   const connections = createConnections(source, domains)
   cleanup.defer(() => connections.closeAll())
 
@@ -59,6 +65,7 @@ export async function serve(source: Source, signal: AbortSignal, ready: () => vo
   // A domain that cannot be recovered must not keep the others from being served: each begin recovers its own first.
   void domains.recoverAll()
   cleanup.defer(() => stopAll(domains))
+  cleanup.defer(() => notify.stopping())
 
   await listen(connections.listener(), paths.nbdSocket, cleanup)
   if (config.listen.tcp) await listen(connections.listener(), config.listen.tcp, cleanup)
@@ -67,11 +74,13 @@ export async function serve(source: Source, signal: AbortSignal, ready: () => vo
     'serving',
   )
   ready()
+  notify.ready()
 
   let recovered = Date.now()
   while (!signal.aborted) {
     for (const one of domains.all()) one.tick()
     connections.tick()
+    notify.alive()
     if (Date.now() - recovered > RECOVER_EVERY_MS) {
       recovered = Date.now()
       void domains.recoverAll()
