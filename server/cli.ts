@@ -38,6 +38,19 @@ function stopSignal(): AbortSignal {
   return controller.signal
 }
 
+async function recoverEvery(args: Globals): Promise<void> {
+  const [{ readSourceConfig, sourcePaths }, commands] = await Promise.all([
+    import('./config/schema.ts'),
+    import('./commands/recover.ts'),
+  ])
+  const recovered = await commands.recoverAll(sourcePaths(readSourceConfig(args.config)))
+  print(args, 'recover', commands.recoveredJson(recovered), commands.renderRecovered(recovered))
+  for (const { result } of recovered)
+    if (typeof result !== 'string')
+      process.stderr.write(`${describeFailure('clone-server', result)}\n`)
+  process.exitCode = commands.recoveredExit(recovered)
+}
+
 const actions: Actions = {
   async serve(args) {
     const { serve } = await import('./serve/serve.ts')
@@ -59,8 +72,21 @@ const actions: Actions = {
     ])
     print(args, 'status', status, statusTable(status.domains))
   },
+  async doctor(args) {
+    const [{ examine }, { renderDiagnosis }] = await Promise.all([
+      import('./doctor/doctor.ts'),
+      import('./commands/doctor.ts'),
+    ])
+    const diagnosis = await examine(args.config, args.domains)
+    print(args, 'doctor', diagnosis, renderDiagnosis(diagnosis))
+    process.exitCode = diagnosis.exit
+  },
   async recover(args) {
     const { domain } = args
+    if (domain === undefined) {
+      await recoverEvery(args)
+      return
+    }
     const { result } = await askServe(await serveSocket(args), OPERATOR, 'operator.recover', {
       domain,
     })

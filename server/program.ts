@@ -15,7 +15,8 @@ export interface Actions {
   readonly gate: (args: Globals & { client: string }) => Promise<void>
   readonly hook: (args: HookArguments) => Promise<void>
   readonly status: (args: Globals) => Promise<void>
-  readonly recover: (args: Globals & { domain: string }) => Promise<void>
+  readonly doctor: (args: Globals & { domains: readonly string[] }) => Promise<void>
+  readonly recover: (args: Globals & { domain: string | undefined }) => Promise<void>
   readonly sessionOpen: (args: Globals & { domain: string }) => Promise<void>
   readonly sessionClose: (args: Globals & { domain: string }) => Promise<void>
   readonly configCheck: (args: Globals) => Promise<void>
@@ -70,7 +71,25 @@ export function program(argv: readonly string[], actions: Actions): Argv {
           .strict(),
       () => undefined,
     )
-    .command('recover <domain>', 'settle what an earlier run left', domain, actions.recover)
+    .command(
+      'recover [domain]',
+      'settle what an earlier run left, of one domain or of all',
+      (one: Argv<Globals>) =>
+        one.positional('domain', { type: 'string', describe: 'libvirt domain; all without it' }),
+      args => actions.recover({ ...args, domain: args.domain }),
+    )
+    .command(
+      'doctor [domains..]',
+      'check everything a source needs',
+      (one: Argv<Globals>) =>
+        one.positional('domains', {
+          type: 'string',
+          array: true,
+          default: [] as string[],
+          describe: 'libvirt domains; all that are listed without one',
+        }),
+      args => actions.doctor(args),
+    )
     .command(
       'config',
       'check and show the configuration',
@@ -134,12 +153,13 @@ export function program(argv: readonly string[], actions: Actions): Argv {
       args => actions.hook({ ...args, token: args.token }),
     )
     .completion('completion', 'print a completion script for the shell')
+    .example('clone-server doctor', 'what is missing on this host, and what to do about it')
     .example('clone-server serve', 'run the source')
     .example(
       'clone-server session open mydomain',
       'freeze it, copy with any NBD client, then close',
     )
-    .example('clone-server recover mydomain', 'after a crash: bring it back onto its bases')
+    .example('clone-server recover', 'after a crash: bring all domains back onto their bases')
     .epilogue(exitStatusHelp())
     .demandCommand(1, 'a command is needed')
     .strict()
