@@ -4,7 +4,7 @@
 LAB_PACKAGES='nbd-server nbd-client libnbd-bin nbdkit qemu-utils qemu-system-x86
 libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system libvirt-clients
 openssh-server openssh-client qemu-guest-agent busybox-static linux-image-cloud-amd64
-kmod xz-utils cpio iproute2 util-linux e2fsprogs xfsprogs fuse3 git ca-certificates'
+kmod xz-utils cpio iproute2 util-linux e2fsprogs xfsprogs fuse3 git ca-certificates systemd perl-base'
 
 # Prints the packages that dpkg does not have installed.
 missing_packages() {
