@@ -49,6 +49,7 @@ const PROGRAMS: readonly { readonly name: string; readonly debian: string }[] = 
   { name: 'qemu-img', debian: 'qemu-utils' },
   { name: 'flock', debian: 'util-linux' },
   { name: 'blockdev', debian: 'util-linux' },
+  { name: 'setpriv', debian: 'util-linux' },
 ]
 
 async function lookAtProgram(name: string, debian: string): Promise<Outcome> {
