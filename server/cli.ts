@@ -133,15 +133,13 @@ const actions: Actions = {
     print(args, 'config check', { domains }, `${args.config}: ok, ${domains.length} domain(s)`)
   },
   async configShow(args) {
-    const { isDuration, readSourceConfig } = await import('./config/schema.ts')
+    const { formatSetting, readSourceConfig } = await import('./config/schema.ts')
     const { showDomain } = await import('./commands/config.ts')
     const rows = showDomain(readSourceConfig(args.config), args.domain)
     const width = Math.max(...rows.map(row => row.key.length))
-    const lines = rows.map(({ key, value, origin }) => {
-      const shown =
-        typeof value === 'number' && isDuration(key) ? formatDuration(value) : String(value)
-      return `${key.padEnd(width)}  ${shown}  (${origin})`
-    })
+    const lines = rows.map(
+      ({ key, value, origin }) => `${key.padEnd(width)}  ${formatSetting(key, value)}  (${origin})`,
+    )
     print(args, 'config show', { domain: args.domain, values: rows }, lines.join('\n'))
   },
   async configNbdServer(args) {

@@ -1,4 +1,4 @@
-// Sizes (bytes), durations (milliseconds) and ages: how config writes them and how people read them.
+// Sizes (bytes), shares of a size, durations (milliseconds) and ages: how config writes them and how people read them.
 
 import ms, { type StringValue } from 'ms'
 import { z } from 'zod'
@@ -58,3 +58,26 @@ export const size = z
     }
     return bytes
   })
+
+/** A part of something: `20%` of it, or so many bytes whatever it is. */
+export type Share = number | `${number}%`
+
+function isPercent(text: string): text is `${number}%` {
+  return /^\d+(\.\d+)?%$/.test(text) && Number(text.slice(0, -1)) <= 100
+}
+
+/** Config value `20%`, or a size such as `20GiB`; parsed to `20%`, or to bytes. */
+export const share = z
+  .union([z.string(), z.number().int().nonnegative()])
+  .transform((value, context): Share => {
+    const text = String(value).trim()
+    const parsed = isPercent(text) ? text : parseSize(text)
+    if (parsed !== undefined) return parsed
+    context.addIssue('a share is a percentage from 0% to 100%, or a size, e.g. 20% or 20GiB')
+    return z.NEVER
+  })
+
+/** @returns bytes, a whole number. @param whole bytes, 0 or more */
+export function shareOf(part: Share, whole: number): number {
+  return typeof part === 'number' ? part : Math.round((Number(part.slice(0, -1)) / 100) * whole)
+}

@@ -16,7 +16,7 @@ import { program as cloneServer, type Actions } from '../server/program.ts'
 import { STEPS } from '../server/session/journal.ts'
 import { parseConfig } from '../shared/config.ts'
 import { FAILURES } from '../shared/failures.ts'
-import { duration } from '../shared/quantities.ts'
+import { duration, parseSize } from '../shared/quantities.ts'
 
 const ROOT = path.resolve(import.meta.dirname, '..')
 const read = (file: string): string => readFileSync(path.join(ROOT, file), 'utf8')
@@ -246,7 +246,7 @@ function valueOf(cell: string): unknown {
   const time = duration.safeParse(text)
   if (time.success) return time.data
   if (text === 'true' || text === 'false') return text === 'true'
-  return /^\d+$/.test(text) ? Number(text) : text
+  return parseSize(text) ?? text
 }
 
 const standbyOf = (text: string) => parseConfig('standby.yaml', text, standbySchema)

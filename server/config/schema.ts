@@ -5,7 +5,14 @@ import { z } from 'zod'
 import { layered, readConfig, type Effective } from '../../shared/config.ts'
 import { Failure } from '../../shared/failures.ts'
 import { isName, NAME_RULE } from '../../shared/names.ts'
-import { duration } from '../../shared/quantities.ts'
+import {
+  duration,
+  formatDuration,
+  formatSize,
+  share,
+  size,
+  type Share,
+} from '../../shared/quantities.ts'
 import type { MergePolicy } from '../session/ladder.ts'
 
 const name = z.string().refine(isName, NAME_RULE)
@@ -42,6 +49,22 @@ const policy = {
   session: z
     .strictObject({
       maxAge: duration.optional().describe('A session older than this is ended and merged'),
+      stall: duration.optional().describe('How long a session may stay below the floor'),
+      floor: size
+        .optional()
+        .describe('A session that moves fewer bytes per second than this is ended; 0: never'),
+    })
+    .optional(),
+  overlay: z
+    .strictObject({
+      max: share
+        .optional()
+        .describe('A session is ended when an overlay outgrows this share of its base, or size'),
+      reserve: share
+        .optional()
+        .describe(
+          "What sessions leave free of the overlays' file system: a share of it, or a size",
+        ),
     })
     .optional(),
   merge: z
@@ -108,8 +131,14 @@ export type SourceConfig = z.infer<typeof sourceSchema>
 export interface DomainSettings {
   readonly quiesce: 'required' | 'auto' | 'off'
   readonly overlayDir: string
-  readonly session: { readonly maxAge: number }
   readonly merge: MergePolicy
+  readonly session: {
+    readonly maxAge: number
+    readonly stall: number
+    /** Bytes per second; 0 switches it off. */
+    readonly floor: number
+  }
+  readonly overlay: { readonly max: Share; readonly reserve: Share }
   readonly freezeDeadline: number
   readonly mergeWait: number
   readonly disks: Readonly<Record<string, { readonly exclude?: boolean | undefined }>>
@@ -119,18 +148,29 @@ export interface DomainSettings {
 const BUILT_IN: DomainSettings = {
   quiesce: 'auto',
   overlayDir: '/var/lib/libvirt/images',
-  session: { maxAge: 6 * 3600_000 },
   merge: { bandwidth: 0, alarm: 15 * 60_000, pause: 0 },
+  session: { maxAge: 6 * 3600_000, stall: 60_000, floor: 64 * 1024 },
+  overlay: { max: '20%', reserve: '10%' },
   freezeDeadline: 10_000,
   mergeWait: 120_000,
   disks: {},
 }
 
-/** Whether the value of an effective key is milliseconds. */
-export function isDuration(key: string): boolean {
-  return ['session.maxAge', 'merge.alarm', 'merge.pause', 'freezeDeadline', 'mergeWait'].includes(
-    key,
-  )
+const DURATIONS = [
+  'session.maxAge',
+  'session.stall',
+  'merge.alarm',
+  'merge.pause',
+  'freezeDeadline',
+  'mergeWait',
+]
+const SIZES = ['session.floor', 'overlay.max', 'overlay.reserve']
+
+/** An effective value as people read it. @param key dotted, without its layer */
+export function formatSetting(key: string, value: unknown): string {
+  if (typeof value !== 'number') return String(value)
+  if (DURATIONS.includes(key)) return formatDuration(value)
+  return SIZES.includes(key) ? formatSize(value) : String(value)
 }
 
 /** Reads source.yaml. @throws Failure USAGE */

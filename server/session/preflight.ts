@@ -3,7 +3,7 @@
 import { access, constants, statfs } from 'node:fs/promises'
 import { Failure } from '../../shared/failures.ts'
 import { reasonOf } from '../../shared/host/run.ts'
-import { formatSize } from '../../shared/quantities.ts'
+import { formatSize, shareOf } from '../../shared/quantities.ts'
 import { MAX_MESSAGE } from '../../shared/rpc.ts'
 import type { DomainSettings } from '../config/schema.ts'
 import {
@@ -16,6 +16,7 @@ import { readBlockJobs, readChains } from '../libvirt/graph.ts'
 import type { Virsh } from '../libvirt/virsh.ts'
 import { checkWhole, exportedSize, readNvram, refuse } from './images.ts'
 import type { SessionDiskRecord } from './journal.ts'
+import { roomNeeded } from './limits.ts'
 
 export interface Preflight {
   readonly uuid: string
@@ -31,9 +32,6 @@ export interface Preflight {
 }
 
 const OVERLAY_SUFFIX = '.nbd-clone.qcow2'
-const RESERVED_SHARE = 0.1
-const OVERLAY_SHARE = 0.2
-const OVERLAY_LEAST = 1024 ** 3
 const TMPFS = [0x01021994, 0x858458f6]
 
 /** Where a session's overlay lies; `.qcow2` keeps AppArmor's helper able to find its base. */
@@ -205,7 +203,7 @@ async function checkGraph(
   }
 }
 
-/** Room for the overlays: a share of the bases, without the last tenth of their file system. */
+/** Room for the overlays: a share of the bases, above what stays free of their file system. */
 async function checkSpace(settings: DomainSettings, bytes: number): Promise<void> {
   const directory = settings.overlayDir
   const found = await statfs(directory).catch((error: unknown) => {
@@ -219,11 +217,12 @@ async function checkSpace(settings: DomainSettings, bytes: number): Promise<void
       `overlayDir ${directory} is in memory: a reboot would lose what the guest wrote`,
       'choose a directory on disk',
     )
-  const usable = found.bavail * found.bsize - found.blocks * found.bsize * RESERVED_SHARE
-  const needed = Math.min(bytes * OVERLAY_SHARE, OVERLAY_LEAST)
+  const { max, reserve } = settings.overlay
+  const usable = found.bavail * found.bsize - shareOf(reserve, found.blocks * found.bsize)
+  const needed = roomNeeded(max, bytes)
   if (usable < needed)
     refuse(
-      `overlayDir ${directory}: ${formatSize(Math.max(0, Math.round(usable)))} usable above the reserved tenth, ${formatSize(Math.round(needed))} needed`,
+      `overlayDir ${directory}: ${formatSize(Math.max(0, usable))} usable above the reserve (overlay.reserve), ${formatSize(needed)} needed`,
       'free space there, or set overlayDir to a larger file system',
     )
 }
