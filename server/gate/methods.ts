@@ -7,7 +7,7 @@ import { PROTOCOL, SESSION_ENDED, type GateResult, type Outcome } from '../../sh
 import { VERSION } from '../../shared/version.ts'
 import { domainSettings } from '../config/schema.ts'
 import { exportability, readDomainXml } from '../libvirt/domain-xml.ts'
-import { isAlive, type Lease } from '../session/lease.ts'
+import { isAlive, overFailure, type Lease } from '../session/lease.ts'
 import { exportedSize } from '../session/images.ts'
 import { readXml } from '../session/preflight.ts'
 import { handle, type Handlers } from '../serve/handle.ts'
@@ -24,14 +24,27 @@ export function serveGate(
 ): void {
   const log = source.log.child({ client })
 
-  const opened: Lease[] = []
+  const kept = new Set<Lease>()
   connection.onClose(() => {
-    // Nobody is there to be told; a session that was only reserved came to nothing.
-    for (const lease of opened) {
+    for (const lease of kept) {
+      if (lease.gate !== connection) continue
+      // Nobody is there to be told; a session that was only reserved came to nothing.
+      lease.gate = undefined
       lease.notify = () => undefined
       domains.get(lease.domain).abandon(lease)
     }
   })
+
+  /** The lease lives with this connection from now on. */
+  function keep(lease: Lease): void {
+    kept.add(lease)
+    lease.gate = connection
+    lease.notify = reason => {
+      const remedy = reason.remedy === undefined ? {} : { remedy: reason.remedy }
+      const ended = { token: lease.token, reason: reason.message, code: reason.code, ...remedy }
+      connection.sendNotification(SESSION_ENDED, ended).catch(() => undefined)
+    }
+  }
 
   function leaseOf(token: string): Lease {
     const lease = domains.findLease(token)
@@ -63,20 +76,15 @@ export function serveGate(
     describe: ({ domain }) => describe(source, domains, domain),
     'session.open'({ domain }) {
       const { lease, joined } = domains.get(domain).open(client)
-      opened.push(lease)
-      lease.notify = reason => {
-        const remedy = reason.remedy === undefined ? {} : { remedy: reason.remedy }
-        const ended = { token: lease.token, reason: reason.message, code: reason.code, ...remedy }
-        connection.sendNotification(SESSION_ENDED, ended).catch(() => undefined)
-      }
+      keep(lease)
       log.info({ domain, joined }, 'session reserved')
       return { token: lease.token, session: lease.token.slice(0, 8), joined }
     },
     'session.renew'({ token }) {
       const lease = leaseOf(token)
-      if (!isAlive(lease))
-        throw new Failure('SOURCE_REFUSED', lease.reason?.message ?? 'the session is over')
+      if (!isAlive(lease)) throw lease.reason ?? overFailure(lease)
       lease.renewedAt = Date.now()
+      keep(lease)
       return {}
     },
     'session.info'({ token }) {

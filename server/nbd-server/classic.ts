@@ -9,9 +9,7 @@ import type { NbdServer } from './process.ts'
 const LOOK_MS = 500
 
 /** Watches the nbd-server process whose hook called. @throws Failure SOURCE_REFUSED when it is none */
-export async function watchProcess(
-  pid: number,
-): Promise<Pick<NbdServer, 'isRunning' | 'kill' | 'ended'>> {
+export async function watchProcess(pid: number): Promise<NbdServer> {
   const born = await startTime(pid)
   const command = (await readFile(`/proc/${pid}/comm`, 'utf8').catch(() => '')).trim()
   // An orphaned hook has another parent, which must never be taken for the connection and killed with it.
@@ -26,6 +24,7 @@ export async function watchProcess(
     running = false
   })()
   return {
+    pid,
     isRunning: () => running,
     async kill() {
       if ((await startTime(pid)) === born) killIfThere(pid)

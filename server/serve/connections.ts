@@ -8,12 +8,14 @@ import path from 'node:path'
 import { Failure, toFailure } from '../../shared/failures.ts'
 import { connectionConfig, sectionsOf, type Section } from '../nbd-server/config.ts'
 import { watchProcess } from '../nbd-server/classic.ts'
-import { startNbdServer, type NbdServer } from '../nbd-server/process.ts'
+import { startNbdServer } from '../nbd-server/process.ts'
+import { measureTraffic } from '../nbd-server/traffic.ts'
 import { isAlive } from '../session/lease.ts'
 import { linkPath } from '../session/links.ts'
 import type { Member } from '../session/session.ts'
 import type { Source } from '../source.ts'
 import type { Domains } from './domains.ts'
+import { createReaper, newConnection, type Connection } from './reaper.ts'
 import type { HookParams } from './words.ts'
 
 export interface Connections {
@@ -23,34 +25,29 @@ export interface Connections {
   begin(hook: HookParams, lost: AbortSignal): Promise<void>
   /** postrun of a connection; a stock client is kept until its own merge is over. */
   end(hook: HookParams): Promise<void>
-  /** Called every second: ends connections that ask for nothing. */
+  /** Called every second: measures what each moves, ends those that ask for nothing or have nobody at the other end. */
   tick(): void
   /** Kills every nbd-server that is left. */
   closeAll(): Promise<void>
 }
 
-interface Connection {
-  readonly server: Pick<NbdServer, 'isRunning' | 'kill' | 'ended'>
-  readonly members: Member[]
-  /** Hooks that wait for their answer. */
-  waiting: number
-  /** Since when it has no membership and no hook under way. */
-  idleSince: number
-}
-
 /** More than any client opens, fewer than would exhaust the host. */
 const MAX_CONNECTIONS = 128
-/** A client that asks for no export, or stays after a refusal, is not kept longer. */
-const IDLE_MS = 30_000
+/** Quiet for so long, TCP asks whether the peer is there: 10 times, once a second, which Node does not let us choose. */
+const KEEPALIVE_MS = 10_000
 const REFUSALS_KEPT = 20
+/** What `status` shows of a domain. */
+const REFUSALS_SHOWN = 5
+/** Where the clients of the classic daemon are is known to itself alone. */
+const CLASSIC = 'classic'
 
 export function createConnections(source: Source, domains: Domains): Connections {
   const { paths, log } = source
   const connections = new Map<string, Connection>()
   let opening = 0
 
-  function add(key: string, server: Connection['server']): Connection {
-    const connection = { server, members: [], waiting: 0, idleSince: Date.now() }
+  function add(key: string, server: Connection['server'], peer: string): Connection {
+    const connection = newConnection(server, measureTraffic(server.pid), peer)
     connections.set(key, connection)
     server.ended
       .then(async () => {
@@ -66,6 +63,7 @@ export function createConnections(source: Source, domains: Domains): Connections
 
   const leave = (member: Member): ReturnType<ReturnType<Domains['get']>['leave']> =>
     domains.get(member.domain).leave(member.id)
+  const reap = createReaper(log, connections, leave)
 
   async function accept(socket: Socket): Promise<void> {
     const id = randomBytes(8).toString('hex')
@@ -78,14 +76,15 @@ export function createConnections(source: Source, domains: Domains): Connections
     opening++
     try {
       // A peer whose host died is noticed by TCP itself: nbd-server cannot do it.
-      socket.setKeepAlive(true, 10_000)
+      socket.setKeepAlive(true, KEEPALIVE_MS)
+      const peer = socket.remoteAddress?.replace(/^::ffff:/, '') ?? 'unix'
       const sections = await visibleSections(id)
       if (sections.length === 0)
         log.warn('no domain exports a disk, so the connection gets nothing')
       const config = connectionConfig(id, paths.serveSocket, sections)
       const server = await startNbdServer(paths.connections, id, config, socket, log)
-      add(id, server)
-      log.debug({ connection: id, pid: server.pid }, 'connection')
+      add(id, server, peer)
+      log.debug({ connection: id, pid: server.pid, peer }, 'connection')
     } catch (error) {
       socket.destroy()
       log.error({ connection: id, error }, 'connection could not be served')
@@ -117,7 +116,8 @@ export function createConnections(source: Source, domains: Domains): Connections
   async function connectionOf(hook: HookParams): Promise<Connection> {
     const known = connections.get(connectionKey(hook))
     if (known) return known
-    if (hook.connection === 'classic') return add(connectionKey(hook), await watchProcess(hook.pid))
+    if (hook.connection === 'classic')
+      return add(connectionKey(hook), await watchProcess(hook.pid), CLASSIC)
     throw new Failure('SOURCE_REFUSED', `no connection ${hook.connection}`)
   }
 
@@ -127,15 +127,17 @@ export function createConnections(source: Source, domains: Domains): Connections
       { domain: hook.domain, target: hook.target, reason: failure.message },
       'connection refused',
     )
-    const lease = hook.token === undefined ? undefined : domains.findLease(hook.token)
-    lease?.refusals.push({
+    const refusal = {
       at: new Date().toISOString(),
       export: `${hook.domain}/${hook.target}`,
       code: failure.code,
       reason: failure.message,
       ...(failure.remedy === undefined ? {} : { remedy: failure.remedy }),
-    })
-    lease?.refusals.splice(0, lease.refusals.length - REFUSALS_KEPT)
+    }
+    const lease = hook.token === undefined ? undefined : domains.findLease(hook.token)
+    if (lease) keepLast(lease.refusals, refusal, REFUSALS_KEPT)
+    const listed = domains.all().find(one => one.domain === hook.domain)
+    if (listed) keepLast(listed.refusals, refusal, REFUSALS_SHOWN)
   }
 
   return {
@@ -154,12 +156,18 @@ export function createConnections(source: Source, domains: Domains): Connections
           target,
           token,
           link: linkPath(paths.exports, hook.connection, domain, target),
+          peer: found.peer,
+          // An export that the client asked for before, on the same connection, moves nothing any more.
+          moved: () => (found.members.at(-1) === member ? found.traffic.bytes() : 0),
           isGone: () => !found.server.isRunning() || (lost.aborted && !admitted),
           reap: () => found.server.kill(),
         }
         found.members.push(member)
         await domains.get(domain).admit(member)
         admitted = true
+        const answered = (): number => (found.admittedAt = Date.now())
+        if (lost.aborted) answered()
+        else lost.addEventListener('abort', answered, { once: true })
       } catch (error) {
         recordRefusal(hook, error)
         throw error
@@ -173,17 +181,14 @@ export function createConnections(source: Source, domains: Domains): Connections
     async end(hook) {
       const connection = connections.get(connectionKey(hook))
       if (!connection) return
+      connection.ending = true
+      // The last chance to see what it moved.
+      await connection.traffic.look()
       const ended = await Promise.all(connection.members.map(leave))
       // nbd-server closes the client's socket only after postrun, so a stock client learns by EOF that the merge is over.
       if (hook.token === undefined) await ended.find(session => session !== undefined)?.over
     },
-    tick() {
-      for (const [id, { server, waiting, idleSince }] of connections)
-        if (waiting === 0 && Date.now() - idleSince > IDLE_MS && !id.startsWith('classic-')) {
-          log.warn({ connection: id }, 'a connection that asks for nothing is ended')
-          void server.kill()
-        }
-    },
+    tick: () => void reap(),
     async closeAll() {
       const ours = [...connections].filter(([key]) => !key.startsWith('classic-'))
       await Promise.all(ours.map(([, { server }]) => server.kill()))
@@ -194,4 +199,9 @@ export function createConnections(source: Source, domains: Domains): Connections
 /** The classic daemon's children have no id of ours: their pid stands for it. */
 function connectionKey({ connection, pid }: HookParams): string {
   return connection === 'classic' ? `classic-${pid}` : connection
+}
+
+function keepLast<T>(list: T[], next: T, most: number): void {
+  list.push(next)
+  list.splice(0, list.length - most)
 }

@@ -1,20 +1,24 @@
 // The sessions of one domain. At most one is frozen or merging; everything that changes it goes through one queue.
 
-import { setTimeout as delay } from 'node:timers/promises'
 import { Failure, toFailure } from '../../shared/failures.ts'
 import { domainSettings } from '../config/schema.ts'
 import type { Source } from '../source.ts'
 import { begin } from './begin.ts'
-import { createLease, isAlive, lapseOf, type Lease, overFailure } from './lease.ts'
+import { createLease, isAlive, lapseOf, type Lease, overFailure, type Refusal } from './lease.ts'
 import { makeLink, removeLink } from './links.ts'
-import { createQueue } from './queue.ts'
+import { createQueue, repeatInTime } from './queue.ts'
 import { recoverJournal } from './recover.ts'
 import { createSession, isHeld, isJoinable, type Member, type Session } from './session.ts'
 import { settle } from './settle.ts'
+import { createWatchdog } from './watchdog.ts'
 
 export interface DomainSessions {
   readonly domain: string
   current(): Session | undefined
+  /** The session that ended last, since serve was started. */
+  last(): Session | undefined
+  /** The last refusals of connections, newest last. */
+  readonly refusals: Refusal[]
   leases(): readonly Lease[]
   /** Reserves a lease; it joins a frozen session that may be joined. @throws Failure SOURCE_REFUSED over the cap */
   open(client: string): { lease: Lease; joined: boolean }
@@ -45,7 +49,9 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
   const exclusive = createQueue()
   const settings = domainSettings(source.config, domain)
   const leases = new Map<string, Lease>()
+  const watchdog = createWatchdog(settings)
   let current: Session | undefined
+  let last: Session | undefined
   let stopping: Failure | undefined
 
   /** Joins or begins; undefined means: another session must end first. Runs in the queue. */
@@ -58,29 +64,14 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
   }
 
   /** Repeats an attempt until it gives something, waiting for the session before to end; bounded. */
-  async function inTime<T>(attempt: (late: () => boolean) => Promise<T | undefined>): Promise<T> {
-    const over = new AbortController()
-    const late = delay(settings.mergeWait, 'late' as const, {
-      signal: over.signal,
-      ref: false,
-    }).catch(() => 'late' as const)
-    let isLate = false
-    try {
-      for (;;) {
-        const turn = exclusive(() => (isLate ? Promise.resolve(undefined) : attempt(() => isLate)))
-        turn.catch(() => undefined)
-        const got = await Promise.race([turn, late])
-        if (got !== undefined && got !== 'late') return got
-        const waited = got === 'late' ? got : await Promise.race([current?.over, late])
-        if (waited !== 'late') continue
-        throw new Failure('SOURCE_REFUSED', `domain ${domain} is busy: ${whatKeepsIt()}`, {
+  function inTime<T>(attempt: (late: () => boolean) => Promise<T | undefined>): Promise<T> {
+    return repeatInTime(settings.mergeWait, exclusive, attempt, {
+      before: () => current?.over,
+      failure: () =>
+        new Failure('SOURCE_REFUSED', `domain ${domain} is busy: ${whatKeepsIt()}`, {
           remedy: 'try again later; on the source run: clone-server status',
-        })
-      }
-    } finally {
-      isLate = true
-      over.abort()
-    }
+        }),
+    })
   }
 
   function whatKeepsIt(): string {
@@ -119,6 +110,7 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
       if (lease && !lease.session) bind(lease, session)
       // A member before its link is there: a tick in between must not take the session for unheld.
       session.members.set(member.id, member)
+      session.readers.add(member)
       await makeLink(member.link, disk.base)
       if (!session.members.has(member.id)) {
         await dropLink(session, member)
@@ -161,6 +153,7 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
         session.state = 'failed'
         log.error({ domain, recoveryPoint: recoveryPoint.id, error }, 'merge failed')
       }
+      last = session
       if (current === session) current = undefined
       session.markOver()
     })
@@ -176,6 +169,7 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
       session.leases.delete(lease)
       for (const member of session.members.values())
         if (member.token === lease.token) member.reap().catch(unexpected)
+      if (!isHeld(session)) session.reason ??= reason
       endIfUnheld(session)
     }
     if (reason) lease.notify(reason)
@@ -184,7 +178,8 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
   async function endSession(session: Session, reason: Failure): Promise<void> {
     if (session.state === 'frozen') {
       session.reason = reason
-      log.warn({ domain, reason: reason.message }, 'session ended')
+      const { id } = session.frozen.recoveryPoint
+      log.warn({ domain, recoveryPoint: id, reason: reason.message }, 'session ended')
       const merged = merge(session)
       for (const lease of [...session.leases]) endLease(lease, 'ended', reason)
       await merged
@@ -199,7 +194,10 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
     const members = [...(lease.session?.members.values() ?? [])]
     if (members.some(member => member.token === lease.token)) lease.idleSince = now
     const lapse = lapseOf(lease, now)
-    if (lapse) endLease(lease, 'ended', lapse)
+    if (lapse) {
+      log.warn({ domain, client: lease.client, reason: lapse.message }, 'lease ended')
+      endLease(lease, 'ended', lapse)
+    }
     const settled = lease.session?.state !== 'frozen' && lease.session?.state !== 'merging'
     if (!isAlive(lease) && settled && now - lease.renewedAt > AGE_OF_MEMORY_MS)
       leases.delete(lease.token)
@@ -208,6 +206,8 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
   const sessions: DomainSessions = {
     domain,
     current: () => current,
+    last: () => last,
+    refusals: [],
     leases: () => [...leases.values()],
     open(client) {
       if (stopping) throw stopping
@@ -282,11 +282,9 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
       for (const member of session.members.values())
         if (member.isGone()) sessions.leave(member.id).catch(unexpected)
       endIfUnheld(session)
-      if (now - session.frozenAt > settings.session.maxAge)
-        endSession(
-          session,
-          new Failure('SOURCE_REFUSED', 'the session reached its limit of age'),
-        ).catch(unexpected)
+      watchdog(session)
+        .then(broken => broken && endSession(session, broken))
+        .catch(unexpected)
     },
   }
   return sessions

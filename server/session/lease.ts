@@ -1,5 +1,5 @@
 // A lease: one client's hold on a session, under a token. It is reserved by `open`, bound to a session by its first
-// connection, kept by renewals, and over by release, lapse or a limit.
+// connection, kept by renewals, and over by release, lapse, a limit, or when nothing of its client is left.
 
 import { randomBytes } from 'node:crypto'
 import { Failure } from '../../shared/failures.ts'
@@ -22,6 +22,8 @@ export interface Lease {
   state: 'reserved' | 'live' | 'released' | 'ended'
   session: Session | undefined
   renewedAt: number
+  /** The gate connection that opened or last renewed it; undefined when that has closed. */
+  gate: object | undefined
   /** When its last connection went, or it was bound without one. */
   idleSince: number
   /** Why it ended, when the client did not release it. */
@@ -41,6 +43,7 @@ export function createLease(domain: string, client: string, kind: Lease['kind'])
     state: 'reserved',
     session: undefined,
     renewedAt: now,
+    gate: undefined,
     idleSince: now,
     reason: undefined,
     refusals: [],
@@ -55,13 +58,21 @@ export function isAlive(lease: Lease): boolean {
 /** What a client hears whose lease is over, or was never there. */
 export function overFailure(lease: Lease | undefined): Failure {
   const why = lease?.reason ? `: ${lease.reason.message}` : ''
-  return new Failure('SOURCE_REFUSED', `the session of this token is over${why}`)
+  return new Failure('SOURCE_REFUSED', `the session of this token is over${why}`, {
+    remedy: lease?.reason?.remedy,
+  })
 }
 
-/** Why a living lease of the gate lapses now; undefined while it may go on. @param now milliseconds since the epoch */
+/**
+ * Why a living lease of the gate lapses now; undefined while it may go on. `idleSince` must be `now` while it has a
+ * connection.
+ * @param now milliseconds since the epoch
+ */
 export function lapseOf(lease: Lease, now: number): Failure | undefined {
   if (lease.kind !== 'gate' || !isAlive(lease)) return undefined
   const lapse = (why: string): Failure => new Failure('SOURCE_REFUSED', `the lease lapsed: ${why}`)
+  if (lease.gate === undefined && lease.idleSince < now)
+    return lapse('its client went away, gate and connections')
   if (now - lease.renewedAt > LEASE_LAPSE_MS)
     return lapse('the client sent no sign of life for 30 s')
   if (lease.session && now - lease.idleSince > LEASE_IDLE_MS)

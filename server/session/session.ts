@@ -20,6 +20,10 @@ export interface Member {
   /** Token in the export name; a connection without one holds the session by itself. */
   readonly token: string | undefined
   readonly link: string
+  /** Where its client is: an address, `unix` or `classic`. */
+  readonly peer: string
+  /** Bytes that went to its client so far; still known when it has left. */
+  moved(): number
   /** Ends the process that reads, and returns when it is gone. */
   reap(): Promise<void>
   /** Whether its process is gone, or its hook died before it was let in. */
@@ -32,11 +36,15 @@ export interface Session {
   readonly frozenAt: number
   readonly leases: Set<Lease>
   readonly members: Map<string, Member>
+  /** Every member there ever was, for what it moved. */
+  readonly readers: Set<Member>
   state: 'frozen' | 'merging' | 'merged' | 'failed'
-  /** Why it ended, when it was not the last holder leaving. */
+  /** Why it ended, when its holders did not just let it go. */
   reason: Failure | undefined
   failure: Failure | undefined
   settled: readonly SettledDisk[]
+  /** When it was over, milliseconds since the epoch. */
+  overAt: number | undefined
   /** Resolves, never rejects, when state is `merged` or `failed`. */
   readonly over: Promise<void>
   readonly markOver: () => void
@@ -44,19 +52,25 @@ export interface Session {
 
 export function createSession(domain: string, frozen: Frozen): Session {
   const { promise, resolve } = withResolvers()
-  return {
+  const session: Session = {
     domain,
     frozen,
     frozenAt: Date.now(),
     leases: new Set(),
     members: new Map(),
+    readers: new Set(),
     state: 'frozen',
     reason: undefined,
     failure: undefined,
     settled: [],
+    overAt: undefined,
     over: promise,
-    markOver: resolve,
+    markOver() {
+      session.overAt = Date.now()
+      resolve()
+    },
   }
+  return session
 }
 
 function withResolvers(): { promise: Promise<void>; resolve: () => void } {
@@ -70,8 +84,18 @@ const JOIN_WITHIN_MS = 60_000
 
 export function isJoinable(session: Session): boolean {
   if (session.state !== 'frozen') return false
-  const held = [...session.leases].some(lease => lease.kind === 'operator')
-  return held || Date.now() - session.frozenAt < JOIN_WITHIN_MS
+  return isHeldByOperator(session) || Date.now() - session.frozenAt < JOIN_WITHIN_MS
+}
+
+export function isHeldByOperator(session: Session): boolean {
+  return [...session.leases].some(lease => lease.kind === 'operator')
+}
+
+/** Bytes that went to all its clients so far. */
+export function movedBy(session: Session): number {
+  let sum = 0
+  for (const member of session.readers) sum += member.moved()
+  return sum
 }
 
 /** Whether anyone still holds the session: a living lease, or a connection that came without one. */
