@@ -1,14 +1,14 @@
 // What an operator on the source asks of serve: status, holding a session by hand, recovery.
 
-import { stat } from 'node:fs/promises'
 import { Failure, toFailure } from '../../shared/failures.ts'
 import { isOpen, readJournal, type Journal } from '../session/journal.ts'
 import type { DomainSessions } from '../session/domain.ts'
 import type { Session } from '../session/session.ts'
+import { allocatedBytes } from '../session/watchdog.ts'
 import type { Source } from '../source.ts'
 import type { Domains } from './domains.ts'
 import type { Handlers } from './handle.ts'
-import type { DomainStatus } from './words.ts'
+import type { DomainStatus, LastSession } from './words.ts'
 
 export function operatorHandlers(source: Source, domains: Domains): Handlers {
   return {
@@ -45,15 +45,18 @@ export function operatorHandlers(source: Source, domains: Domains): Handlers {
 }
 
 async function statusOf(source: Source, sessions: DomainSessions): Promise<DomainStatus> {
-  const { domain } = sessions
+  const { domain, refusals } = sessions
   const session = sessions.current()
-  if (session) return statusOfSession(session)
-  const quiet = { domain, holders: [], connections: 0, disks: [] }
+  const ended = sessions.last()
+  const last = ended && lastOf(ended)
+  if (session) return { ...(await statusOfSession(session)), ...known({ last }), refusals }
+  const quiet = { domain, holders: [], connections: 0, members: [], disks: [], refusals }
   let journal: Journal | undefined
   try {
     journal = await readJournal(source.paths.journals, domain)
   } catch (error) {
-    return { ...quiet, state: 'needs operator', reason: toFailure(error).message }
+    const reason = toFailure(error).message
+    return { ...quiet, state: 'needs operator', ...known({ last }), reason }
   }
   if (!journal) return { ...quiet, state: 'idle' }
   const entry = journal.entries.at(-1)
@@ -62,9 +65,18 @@ async function statusOf(source: Source, sessions: DomainSessions): Promise<Domai
       ...quiet,
       state: entry?.step === 'needs operator' ? 'needs operator' : 'unsettled',
       recoveryPoint: journal.intent.recoveryPoint,
+      ageMs: Math.max(0, Date.now() - Date.parse(journal.intent.instant)),
       disks: await Promise.all(journal.intent.disks.map(withOverlaySize)),
-      ...(entry?.reason === undefined ? {} : { reason: entry.reason }),
+      ...known({ last, reason: entry?.reason ?? last?.failure }),
     }
+  return { ...quiet, state: 'idle', last: lastOfJournal(journal, last) }
+}
+
+/** The journal outlives serve and knows of recoveries; the reasons are only in memory. */
+function lastOfJournal(journal: Journal, remembered: LastSession | undefined): LastSession {
+  const { recoveryPoint, at } = journal.intent
+  const same = remembered?.recoveryPoint === recoveryPoint ? remembered : undefined
+  if (same?.state === 'merged') return same
   const disks = journal.entries
     .filter(one => one.step === 'clean')
     .map(one => ({
@@ -72,20 +84,31 @@ async function statusOf(source: Source, sessions: DomainSessions): Promise<Domai
       mergeMs: one.mergeMs ?? 0,
       overlayBytes: one.overlayBytes ?? 0,
     }))
+  const done = { recoveryPoint, at: journal.entries.at(-1)?.at ?? at, disks }
+  return { ...same, ...done, state: 'merged' as const, failure: undefined }
+}
+
+function lastOf(session: Session): LastSession {
+  const { frozen, reason, failure, settled, overAt } = session
   return {
-    ...quiet,
-    state: 'idle',
-    last: {
-      recoveryPoint: journal.intent.recoveryPoint,
-      at: entry?.at ?? journal.intent.at,
-      disks,
-    },
+    recoveryPoint: frozen.recoveryPoint.id,
+    at: new Date(overAt ?? Date.now()).toISOString(),
+    state: failure ? 'failed' : 'merged',
+    ...known({ reason: reason?.message, code: reason?.code, remedy: reason?.hint }),
+    ...known({ failure: failure?.message }),
+    consistency: frozen.recoveryPoint.consistency,
+    freezeMs: frozen.info.freezeMs,
+    snapshotMs: frozen.info.snapshotMs,
+    disks: [...settled],
   }
 }
 
-async function statusOfSession(session: Session): Promise<DomainStatus> {
-  const { recoveryPoint, disks } = session.frozen
-  const bare = [...session.members.values()].filter(member => member.token === undefined)
+async function statusOfSession(session: Session): Promise<Omit<DomainStatus, 'refusals'>> {
+  const { recoveryPoint, disks, info } = session.frozen
+  const members = [...session.members.values()]
+  const leases = [...session.leases]
+  const clientOf = (token: string | undefined): string | undefined =>
+    leases.find(lease => lease.token === token)?.client
   return {
     domain: session.domain,
     state: session.state === 'frozen' ? 'frozen' : 'merging',
@@ -93,11 +116,22 @@ async function statusOfSession(session: Session): Promise<DomainStatus> {
     consistency: recoveryPoint.consistency,
     ageMs: Date.now() - session.frozenAt,
     holders: [
-      ...[...session.leases].map(({ kind, client }) => ({ kind, client })),
-      ...bare.map(member => ({ kind: 'connection' as const, client: member.target })),
+      ...leases.map(({ kind, client }) => ({ kind, client })),
+      ...members
+        .filter(member => member.token === undefined)
+        .map(member => ({ kind: 'connection' as const, client: member.target })),
     ],
-    connections: session.members.size,
+    connections: members.length,
+    members: members.map(member => ({
+      ...known({ client: clientOf(member.token) }),
+      target: member.target,
+      peer: member.peer,
+      bytes: member.moved(),
+    })),
+    freezeMs: info.freezeMs,
+    snapshotMs: info.snapshotMs,
     disks: await Promise.all(disks.map(withOverlaySize)),
+    ...known({ reason: session.reason?.message }),
   }
 }
 
@@ -107,6 +141,12 @@ async function withOverlaySize(disk: {
   readonly overlay: string
 }): Promise<DomainStatus['disks'][number]> {
   const { target, base, overlay } = disk
-  const found = await stat(overlay).catch(() => undefined)
-  return { target, base, overlay, overlayBytes: (found?.blocks ?? 0) * 512 }
+  return { target, base, overlay, overlayBytes: await allocatedBytes(overlay) }
+}
+
+/** The fields that have a value. */
+function known<T extends object>(fields: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
+  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined)) as {
+    [K in keyof T]?: Exclude<T[K], undefined>
+  }
 }

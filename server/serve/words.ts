@@ -27,6 +27,25 @@ export type HookParams = z.infer<typeof hookParams>
 
 const diskOutcome = z.object({ target: z.string(), mergeMs: z.number(), overlayBytes: z.number() })
 
+/** How the last session of a domain ended. */
+const lastSession = z.object({
+  recoveryPoint: z.string(),
+  /** When it was over, merged or not. */
+  at: z.string(),
+  state: z.enum(['merged', 'failed']),
+  /** Why it was ended, when its holders did not just let it go; known until serve is started again. */
+  reason: z.string().optional(),
+  code: z.string().optional(),
+  remedy: z.string().optional(),
+  /** Why the merge failed. */
+  failure: z.string().optional(),
+  consistency: z.string().optional(),
+  freezeMs: z.number().optional(),
+  snapshotMs: z.number().optional(),
+  disks: z.array(diskOutcome),
+})
+export type LastSession = z.infer<typeof lastSession>
+
 export const domainStatus = z.object({
   domain: z.string(),
   /** `idle`, `frozen`, `merging`, `unsettled` (recover is due) or `needs operator`. */
@@ -38,6 +57,18 @@ export const domainStatus = z.object({
     z.object({ kind: z.enum(['gate', 'operator', 'connection']), client: z.string() }),
   ),
   connections: z.number(),
+  /** Connections that read; `client` is missing for a stock client. */
+  members: z.array(
+    z.object({
+      client: z.string().optional(),
+      target: z.string(),
+      /** An address, `unix` or `classic`. */
+      peer: z.string(),
+      bytes: z.number(),
+    }),
+  ),
+  freezeMs: z.number().optional(),
+  snapshotMs: z.number().optional(),
   disks: z.array(
     z.object({
       target: z.string(),
@@ -46,9 +77,18 @@ export const domainStatus = z.object({
       overlayBytes: z.number(),
     }),
   ),
-  last: z
-    .object({ recoveryPoint: z.string(), at: z.string(), disks: z.array(diskOutcome) })
-    .optional(),
+  last: lastSession.optional(),
+  /** The last connections that were refused, oldest first: NBD itself can only say "denied". */
+  refusals: z.array(
+    z.object({
+      at: z.string(),
+      export: z.string(),
+      code: z.string(),
+      reason: z.string(),
+      remedy: z.string().optional(),
+    }),
+  ),
+  /** Why it needs an operator or is not settled, or why its session is being ended. */
   reason: z.string().optional(),
 })
 export type DomainStatus = z.infer<typeof domainStatus>
