@@ -8,11 +8,20 @@ import fc from 'fast-check'
 import t from 'tap'
 import { parseConfig } from '../shared/config.ts'
 import { Failure } from '../shared/failures.ts'
-import { domainSettings, effectiveSettings, sourceSchema } from '../server/config/schema.ts'
+import {
+  domainSettings,
+  effectiveSettings,
+  formatSetting,
+  sourceSchema,
+} from '../server/config/schema.ts'
+import { statusTable } from '../server/commands/status.ts'
 import { showDomain } from '../server/commands/config.ts'
 import { exportability, readDomainXml, type DomainDisk } from '../server/libvirt/domain-xml.ts'
 import { snapshotArguments } from '../server/libvirt/snapshot.ts'
 import { connectionConfig, sectionsOf } from '../server/nbd-server/config.ts'
+import { parseSockets, peerOf } from '../server/nbd-server/peers.ts'
+import { parseAccount } from '../server/nbd-server/traffic.ts'
+import type { DomainStatus } from '../server/serve/words.ts'
 import {
   isOpen,
   journalFile,
@@ -21,6 +30,15 @@ import {
   recordStep,
   startJournal,
 } from '../server/session/journal.ts'
+import { createLease, lapseOf } from '../server/session/lease.ts'
+import {
+  isStalled,
+  overlayLimit,
+  roomNeeded,
+  withSample,
+  type Sample,
+} from '../server/session/limits.ts'
+import { shareOf } from '../shared/quantities.ts'
 
 const temporary = (t: { teardown: (undo: () => void) => void }): string => {
   const directory = mkdtempSync(path.join(tmpdir(), 'nbd-clone-test-'))
@@ -40,6 +58,9 @@ t.test('what is wrong in source.yaml is told with file, line, key and reason', a
       'listen: { tcp: { host: 0.0.0.0 } }',
       /listen.tcp: NBD over plain TCP is neither encrypted nor authenticated/,
     ],
+    ['defaults: { overlay: { max: 120% } }', /defaults.overlay.max: a share is a percentage/],
+    ['defaults: { overlay: { reserve: -1% } }', /a share is a percentage from 0% to 100%, or a/],
+    ['defaults: { session: { floor: 64KB } }', /defaults.session.floor: a size is a number/],
     ['domains: [web]', /domains: .*expected record/i],
     ['domains: {', /^source.yaml:\d+: not valid YAML/],
   ]
@@ -282,4 +303,164 @@ t.test('a journal that cannot be read needs an operator, who is told what to do'
     code: 'NEEDS_OPERATOR',
     message: /web\.journal cannot be read/,
   })
+})
+
+t.test('limits are told as they are written', async t => {
+  const config = parseConfig(
+    'source.yaml',
+    'domains: { web: { overlay: { max: 8MiB, reserve: 2.5% }, session: { floor: 0 } } }',
+    sourceSchema,
+  )
+  t.match(domainSettings(config, 'web'), {
+    overlay: { max: 8 * 1024 ** 2, reserve: '2.5%' },
+    session: { maxAge: 6 * 3600_000, stall: 60_000, floor: 0 },
+  })
+  const shown = showDomain(config, 'web').map(
+    ({ key, value }) => `${key} ${formatSetting(key, value)}`,
+  )
+  for (const line of ['overlay.max 8 MiB', 'overlay.reserve 2.5%', 'session.stall 1m 0s'])
+    t.ok(shown.includes(line), line)
+})
+
+const GIB = 1024 ** 3
+
+t.test('an overlay may take a share of its base, or a size, and a small base is no reason', t => {
+  t.equal(shareOf('20%', 1000), 200)
+  t.equal(shareOf(4096, 1000), 4096)
+  t.equal(overlayLimit('20%', 100 * GIB), 20 * GIB)
+  t.equal(overlayLimit('20%', GIB), GIB, 'never judged below 1 GiB')
+  t.equal(overlayLimit(4096, 100 * GIB), 4096, 'unless a size says so')
+  t.equal(roomNeeded('20%', 100 * GIB), GIB)
+  t.equal(roomNeeded('20%', GIB), shareOf('20%', GIB))
+  t.end()
+})
+
+/** Samples a second apart; `moved` bytes in each second. */
+function sampled(moved: readonly number[], stall: number): Sample[] {
+  let samples: Sample[] = [{ at: 0, moved: 0 }]
+  let total = 0
+  moved.forEach((bytes, second) => {
+    total += bytes
+    samples = withSample(samples, { at: (second + 1) * 1000, moved: total }, stall)
+  })
+  return samples
+}
+
+t.test('a session has stalled when the average over the whole window is below the floor', t => {
+  const seconds = (count: number, bytes: number): number[] => Array<number>(count).fill(bytes)
+  const stalled = (...moved: number[]): boolean => isStalled(sampled(moved, 10_000), 10_000, 100)
+  const table: [moved: number[], is: boolean, what: string][] = [
+    [[], false, 'at its start'],
+    [seconds(9, 0), false, 'younger than the window'],
+    [seconds(10, 0), true, 'nothing at all'],
+    [seconds(10, 100), false, 'just at the floor'],
+    [seconds(10, 99), true, 'just below it'],
+    [[1000, ...seconds(9, 0)], false, 'one burst carries a window'],
+    [[1000, ...seconds(10, 0)], true, 'and no longer'],
+    [[1e9, ...seconds(30, 0)], true, 'a small disk in one second, then a kept connection'],
+    [[...seconds(60, 0), 1000], false, 'it moves again'],
+  ]
+  for (const [moved, is, what] of table) t.equal(stalled(...moved), is, what)
+  t.notOk(isStalled(sampled(seconds(20, 0), 10_000), 10_000, 0), 'a floor of 0 is never reached')
+  t.ok(sampled(seconds(10_000, 1), 10_000).length <= 12, 'and it remembers a window, not a day')
+  const slept = withSample(sampled(seconds(9, 0), 10_000), { at: 3600_000, moved: 0 }, 10_000)
+  t.notOk(isStalled(slept, 10_000, 100), 'a host that slept is no client that stood still')
+  t.end()
+})
+
+t.test('a lease of the gate ends when nothing of its client is left', t => {
+  const lease = createLease('web', 'standby1', 'gate')
+  lease.state = 'live'
+  lease.gate = {}
+  const now = lease.renewedAt + 5000
+  t.equal(lapseOf(lease, now), undefined, 'the gate alone')
+  lease.gate = undefined
+  lease.idleSince = now
+  t.equal(lapseOf(lease, now), undefined, 'a connection alone')
+  t.match(lapseOf(lease, now + 1), { message: /its client went away/ })
+  t.match(lapseOf({ ...lease, gate: {} }, now + 26_000), { message: /no sign of life for 30 s/ })
+  t.equal(lapseOf({ ...lease, kind: 'operator' }, now + 1), undefined)
+  t.end()
+})
+
+t.test("the kernel's account of a process is read", t => {
+  t.strictSame(parseAccount('rchar: 12\nwchar: 345\nsyscr: 7\n'), { read: 12, written: 345 })
+  t.strictSame(parseAccount(''), { read: 0, written: 0 })
+  t.end()
+})
+
+t.test('whether a client is there is read from the sockets of its nbd-server', t => {
+  const sockets = parseSockets(
+    `LISTEN     0 511 10.0.0.1:10809 0.0.0.0:* ino:10 sk:9 cgroup:/ <->
+ESTAB      0 3803136 10.0.0.1:10809 10.0.0.2:58796 timer:(persist,156ms,0) ino:11 sk:1b <->
+CLOSE-WAIT 1 0 10.0.0.1:10809 10.0.0.2:58794 timer:(keepalive,8.2ms,0) ino:12 sk:b -->
+FIN-WAIT-2 0 0 10.0.0.1:58794 10.0.0.1:10809 timer:(timewait,59sec,0) ino:0 sk:a`,
+    `u_str LISTEN 0 511 /run/nbd-clone/nbd.sock 20 * 0
+u_str ESTAB  0 0 /run/nbd-clone/nbd.sock 21 * 22
+u_str ESTAB  0 223488 /run/nbd-clone/nbd.sock 23 * 0
+u_str ESTAB  0 0 * 22 * 21`,
+  )
+  t.strictSame([...sockets.keys()], ['11', '12', '21', '23'])
+  const table: [inodes: string[], seen: boolean, is: string][] = [
+    [['11'], true, 'there'],
+    [['12'], true, 'gone'],
+    [['12'], false, 'gone'],
+    [['22', '21'], false, 'there'],
+    [['23', '99'], true, 'gone'],
+    [['99'], true, 'gone'],
+    [['99'], false, 'unknown'],
+    [['10', '20'], false, 'unknown'],
+  ]
+  for (const [inodes, seen, is] of table)
+    t.equal(peerOf(inodes, sockets, seen), is, `${inodes.join()} ${String(seen)}`)
+  t.end()
+})
+
+t.test('status fits 100 columns, and says how the last session ended and who was refused', t => {
+  const status: DomainStatus = {
+    domain: 'mydomain',
+    state: 'frozen',
+    recoveryPoint: '20261120T115113Z-87c2',
+    consistency: 'quiesced',
+    ageMs: 754_000,
+    holders: [
+      { kind: 'operator', client: 'operator' },
+      { kind: 'gate', client: 'standby1' },
+    ],
+    connections: 2,
+    members: [
+      { client: 'standby1', target: 'vda', peer: '10.0.0.2', bytes: 1.5 * GIB },
+      { target: 'vdb', peer: '192.168.100.222', bytes: 200 * 1024 ** 2 },
+    ],
+    freezeMs: 180,
+    snapshotMs: 95,
+    disks: [{ target: 'vda', base: '/a', overlay: '/o', overlayBytes: 1023.9 * 1024 ** 2 }],
+    last: {
+      recoveryPoint: '20261120T100000Z-0001',
+      at: '2026-11-20T10:30:00.123Z',
+      state: 'merged',
+      reason: 'the session was too slow',
+      remedy: 'be quicker',
+      disks: [{ target: 'vda', mergeMs: 900, overlayBytes: 7 * 1024 ** 2 }],
+    },
+    refusals: [
+      { at: '2026-11-20T11:00:00.000Z', export: 'mydomain/vda', code: 'X', reason: 'too full' },
+    ],
+  }
+  const text = statusTable([status])
+  const [drawn = '', said = ''] = text.split('\n\n')
+  for (const line of drawn.split('\n')) t.ok(line.length <= 100, line)
+  for (const cell of [
+    ...['frozen', '12m 34s', 'operator', 'standby1 vda 1.5 GiB'],
+    ...['stock 192.168.100.222 vdb 200 MiB', 'vda 1023.9 MiB'],
+  ])
+    t.match(drawn, new RegExp(`  ${cell.replaceAll('.', '\\.')}(  |$)`, 'm'), cell)
+  t.strictSame(said.split('\n'), [
+    'mydomain: quiesced, guest held for 180 ms, snapshot in 95 ms',
+    'mydomain: last: merged 20261120T100000Z-0001 at 2026-11-20 10:30:00Z, vda 7 MiB in 0.9s',
+    'mydomain:   it was ended: the session was too slow',
+    'mydomain:   hint: be quicker',
+    'mydomain: refused mydomain/vda at 2026-11-20 11:00:00Z: too full',
+  ])
+  t.end()
 })
