@@ -401,6 +401,8 @@ u_str ESTAB  0 223488 /run/nbd-clone/nbd.sock 23 * 0
 u_str ESTAB  0 0 * 22 * 21`,
   )
   t.strictSame([...sockets.keys()], ['11', '12', '21', '23'])
+  const blind = parseSockets('', 'u_str ESTAB 0 0 /run/nbd-clone/nbd.sock 21 * 0\n')
+  t.equal(blind.size, 0, 'a list that knows no peers says nothing about them')
   const table: [inodes: string[], seen: boolean, is: string][] = [
     [['11'], true, 'there'],
     [['12'], true, 'gone'],

@@ -27,7 +27,9 @@ export function parseSockets(tcp: string, unix: string): Sockets {
     if (inode !== undefined && inode !== '0' && state !== 'LISTEN')
       found.set(inode, state === 'ESTAB' ? 'open' : 'closed')
   }
-  for (const line of unix.split('\n')) {
+  // Where the kernel does not tell the peers, ss prints 0 for each: some socket of a host always has one.
+  const knowsPeers = /^u_str\s+ESTAB\s.*\s[1-9]\d*\s*$/m.test(unix)
+  for (const line of knowsPeers ? unix.split('\n') : []) {
     // Accepted sockets bear their listener's path; the peer's inode is 0 when it has gone.
     const match = /^u_str\s+ESTAB\s+\d+\s+\d+\s+[/@]\S*\s+(\d+)\s+\S+\s+(\d+)/.exec(line)
     if (match?.[1] !== undefined) found.set(match[1], match[2] === '0' ? 'closed' : 'open')

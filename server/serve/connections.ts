@@ -63,7 +63,7 @@ export function createConnections(source: Source, domains: Domains): Connections
 
   const leave = (member: Member): ReturnType<ReturnType<Domains['get']>['leave']> =>
     domains.get(member.domain).leave(member.id)
-  const reap = createReaper(log, connections, leave)
+  const reap = createReaper(log, connections)
 
   async function accept(socket: Socket): Promise<void> {
     const id = randomBytes(8).toString('hex')

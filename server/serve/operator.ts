@@ -94,7 +94,7 @@ function lastOf(session: Session): LastSession {
     recoveryPoint: frozen.recoveryPoint.id,
     at: new Date(overAt ?? Date.now()).toISOString(),
     state: failure ? 'failed' : 'merged',
-    ...known({ reason: reason?.message, code: reason?.code, remedy: reason?.hint }),
+    ...known({ reason: reason?.message, code: reason?.code, remedy: reason?.remedy }),
     ...known({ failure: failure?.message }),
     consistency: frozen.recoveryPoint.consistency,
     freezeMs: frozen.info.freezeMs,

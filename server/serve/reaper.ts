@@ -61,11 +61,10 @@ const SOCKETS_EVERY_MS = 2000
 /** One look may fall between two steps of a healthy end. */
 const LOOKS_ALONE = 2
 
-/** @param leave ends the membership of a connection that goes on. @returns called every second; never rejects */
+/** @returns what is to be called every second; it never rejects */
 export function createReaper(
   log: Log,
   connections: ReadonlyMap<string, Connection>,
-  leave: (member: Member) => Promise<unknown>,
 ): () => Promise<void> {
   let looking = false
   let socketsAt = 0
@@ -96,15 +95,9 @@ export function createReaper(
       const member = members.at(-1)
       if (admittedAt === undefined || member === undefined || server.pid === undefined) continue
       if (await hasOpen(server.pid, member.link)) connection.admittedAt = undefined
-      else if (Date.now() - admittedAt > OPEN_MS) {
-        log.warn(
-          { connection: key },
-          'a connection was let in, but its hook did not live to say so',
-        )
-        connection.admittedAt = undefined
-        connection.idleSince = Date.now()
-        await leave(member)
-      }
+      else if (Date.now() - admittedAt > OPEN_MS)
+        // Killed, never just forgotten: it may be opening the base at this moment.
+        kill(key, connection, 'a connection was let in, but its hook did not live to say so')
     }
   }
 

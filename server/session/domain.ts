@@ -178,8 +178,9 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
   async function endSession(session: Session, reason: Failure): Promise<void> {
     if (session.state === 'frozen') {
       session.reason = reason
+      const { message, remedy } = reason
       const { id } = session.frozen.recoveryPoint
-      log.warn({ domain, recoveryPoint: id, reason: reason.message }, 'session ended')
+      log.warn({ domain, recoveryPoint: id, reason: message, remedy }, 'session ended')
       const merged = merge(session)
       for (const lease of [...session.leases]) endLease(lease, 'ended', reason)
       await merged
