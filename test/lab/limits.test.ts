@@ -17,7 +17,7 @@ import {
   type Serve,
 } from './world.ts'
 
-t.setTimeout(280_000)
+t.setTimeout(500_000)
 
 const TCP = 'nbd://10.77.77.1/mydomain/vda'
 const sourceConfig = (defaults: string): string => `
