@@ -65,6 +65,10 @@ const actions: Actions = {
   async hook({ verb, socket, ...params }) {
     await askServe(socket, { role: 'hook' }, verb === 'begin' ? 'hook.begin' : 'hook.end', params)
   },
+  async hookStart({ socket, domain }) {
+    const { announceStart } = await import('./commands/hook-start.ts')
+    await announceStart(socket, domain, process.stdin)
+  },
   async status(args) {
     const [status, { statusTable }] = await Promise.all([
       askServe(await serveSocket(args), OPERATOR, 'operator.status', {}),
@@ -146,6 +150,15 @@ const actions: Actions = {
     const { classicFragment } = await import('./commands/config.ts')
     const fragment = await classicFragment(await openSource(args))
     print(args, 'config nbd-server', { config: fragment }, fragment)
+  },
+  async configLibvirtHook(args) {
+    const [{ readSourceConfig, sourcePaths }, { START_HOOK, startHookScript }] = await Promise.all([
+      import('./config/schema.ts'),
+      import('./libvirt/start-hook.ts'),
+    ])
+    const { serveSocket } = sourcePaths(readSourceConfig(args.config))
+    const script = startHookScript(serveSocket)
+    print(args, 'config libvirt-hook', { file: START_HOOK, script }, script.trimEnd())
   },
   async configSchema() {
     const { sourceJsonSchema } = await import('./commands/config.ts')

@@ -14,6 +14,7 @@ export interface Actions {
   readonly serve: (args: Globals) => Promise<void>
   readonly gate: (args: Globals & { client: string }) => Promise<void>
   readonly hook: (args: HookArguments) => Promise<void>
+  readonly hookStart: (args: { socket: string; domain: string }) => Promise<void>
   readonly status: (args: Globals) => Promise<void>
   readonly doctor: (args: Globals & { domains: readonly string[] }) => Promise<void>
   readonly recover: (args: Globals & { domain: string | undefined }) => Promise<void>
@@ -22,6 +23,7 @@ export interface Actions {
   readonly configCheck: (args: Globals) => Promise<void>
   readonly configShow: (args: Globals & { domain: string }) => Promise<void>
   readonly configNbdServer: (args: Globals) => Promise<void>
+  readonly configLibvirtHook: (args: Globals) => Promise<void>
   readonly configSchema: (args: Globals) => Promise<void>
 }
 
@@ -41,10 +43,28 @@ export interface HookArguments {
   readonly pid: number
 }
 
+const SOCKET = { type: 'string', demandOption: true, describe: "serve's socket" } as const
+const DOMAIN = { type: 'string', demandOption: true, describe: 'libvirt domain' } as const
+
+/** What nbd-server's hooks say of a connection. */
+function connection(one: Argv<Globals>) {
+  return one
+    .option('socket', SOCKET)
+    .option('connection', { type: 'string', demandOption: true, describe: 'connection id' })
+    .option('domain', DOMAIN)
+    .option('target', { type: 'string', demandOption: true, describe: "disk's target" })
+    .option('token', { type: 'string', describe: 'token of the session' })
+    .option('pid', {
+      type: 'number',
+      demandOption: true,
+      describe: 'nbd-server process that runs the hook',
+    })
+}
+
 /** Builds the parser. Nothing runs before `.parseAsync()`. */
 export function program(argv: readonly string[], actions: Actions): Argv {
   const domain = (one: Argv<Globals>): Argv<Globals & { domain: string }> =>
-    one.positional('domain', { type: 'string', demandOption: true, describe: 'libvirt domain' })
+    one.positional('domain', DOMAIN)
   const base: Argv<Globals> = yargs([...argv])
     .scriptName('clone-server')
     .usage(
@@ -114,12 +134,18 @@ export function program(argv: readonly string[], actions: Actions): Argv {
             actions.configNbdServer,
           )
           .command(
+            'libvirt-hook',
+            'hook for libvirt: with it, domains that are off can be pulled',
+            two => two,
+            actions.configLibvirtHook,
+          )
+          .command(
             'schema',
             'JSON Schema of the file, for editors',
             two => two,
             actions.configSchema,
           )
-          .demandCommand(1, 'config needs check, show, nbd-server or schema')
+          .demandCommand(1, 'config needs check, show, nbd-server, libvirt-hook or schema')
           .strict(),
       () => undefined,
     )
@@ -135,22 +161,25 @@ export function program(argv: readonly string[], actions: Actions): Argv {
       args => actions.gate(args),
     )
     .command(
-      'hook <verb>',
-      'run by nbd-server before and after a connection',
+      'hook',
+      'run by nbd-server and by libvirt',
       one =>
         one
-          .positional('verb', { choices: ['begin', 'end'] as const, demandOption: true })
-          .option('socket', { type: 'string', demandOption: true, describe: "serve's socket" })
-          .option('connection', { type: 'string', demandOption: true, describe: 'connection id' })
-          .option('domain', { type: 'string', demandOption: true, describe: 'libvirt domain' })
-          .option('target', { type: 'string', demandOption: true, describe: "disk's target" })
-          .option('token', { type: 'string', describe: 'token of the session' })
-          .option('pid', {
-            type: 'number',
-            demandOption: true,
-            describe: 'nbd-server process that runs the hook',
-          }),
-      args => actions.hook({ ...args, token: args.token }),
+          .command('begin', 'before a connection', connection, args =>
+            actions.hook({ ...args, verb: 'begin', token: args.token }),
+          )
+          .command('end', 'after a connection', connection, args =>
+            actions.hook({ ...args, verb: 'end', token: args.token }),
+          )
+          .command(
+            'start',
+            'before a domain starts; its XML on stdin',
+            two => two.option('socket', SOCKET).option('domain', DOMAIN),
+            args => actions.hookStart(args),
+          )
+          .demandCommand(1, 'hook needs begin, end or start')
+          .strict(),
+      () => undefined,
     )
     .completion('completion', 'print a completion script for the shell')
     .example('clone-server doctor', 'what is missing on this host, and what to do about it')

@@ -2,15 +2,19 @@
 
 import type { Log } from '../shared/log.ts'
 import { sourcePaths, type Paths, type SourceConfig } from './config/schema.ts'
+import { createStarts, type Starts } from './session/starts.ts'
 import { createVirsh, type Virsh } from './libvirt/virsh.ts'
 
 export interface Source {
   readonly config: SourceConfig
   readonly paths: Paths
   readonly virsh: Virsh
+  /** Who relies on a domain being off. */
+  readonly starts: Starts
   readonly log: Log
 }
 
 export function createSource(config: SourceConfig, log: Log): Source {
-  return { config, paths: sourcePaths(config), virsh: createVirsh(config.libvirtUri), log }
+  const virsh = createVirsh(config.libvirtUri)
+  return { config, paths: sourcePaths(config), virsh, starts: createStarts(), log }
 }

@@ -96,9 +96,9 @@ export function serveGate(
         )
       return session.frozen.info
     },
-    'session.release'({ token }) {
+    async 'session.release'({ token }) {
       const lease = leaseOf(token)
-      return { recoveryPoint: domains.get(lease.domain).release(lease) }
+      return { recoveryPoint: await domains.get(lease.domain).release(lease) }
     },
     acknowledge({ domain, recoveryPoint }) {
       domains.get(domain)
@@ -145,7 +145,7 @@ async function describe(
   const settings = domainSettings(source.config, domain)
   const [xml, state] = await Promise.all([
     // While a session is on, libvirt shows our overlays; the disks are those that were there before.
-    session ? session.frozen.info.liveXml : readXml(source.virsh, domain, []),
+    session ? session.frozen.xml : readXml(source.virsh, domain, []),
     source.virsh.text(['domstate', '--domain', domain]),
   ])
   const read = readDomainXml(xml)

@@ -78,6 +78,14 @@ export function isNoAgent(reason: string): boolean {
   return NO_AGENT.test(reason)
 }
 
+/** Why there is no guest agent to ask; undefined when one answers, or may only be slow. */
+export async function agentFault(virsh: Virsh, domain: string): Promise<string | undefined> {
+  const ping = ['qemu-agent-command', domain, '--timeout', '5', '{"execute":"guest-ping"}']
+  const result = await virsh.run(ping, 15_000)
+  const reason = reasonOf(result)
+  return result.exitCode !== 0 && isNoAgent(reason) ? reason : undefined
+}
+
 export type FreezeResult =
   | { readonly kind: 'frozen' }
   /** Nothing was frozen: there is no agent. */

@@ -45,7 +45,7 @@ export function createDomains(source: Source): Domains {
   /** During a session libvirt shows our overlays; the disks are those that were there before. */
   async function xmlOf(domain: string): Promise<DomainXml> {
     const session = sessions.get(domain)?.current()
-    return readDomainXml(session ? session.frozen.info.liveXml : await readXml(virsh, domain, []))
+    return readDomainXml(session ? session.frozen.xml : await readXml(virsh, domain, []))
   }
 
   async function recover(domain: string): ReturnType<DomainSessions['recover']> {

@@ -31,8 +31,16 @@ export function operatorHandlers(source: Source, domains: Domains): Handlers {
         .leases()
         .filter(lease => lease.kind === 'operator' && lease.state === 'live')
       if (session?.state === 'merging') await session.over
+      // Who held it by hand has nobody else to be told by that what was copied is not one instant.
+      const ended = sessions
+        .leases()
+        .find(lease => lease.kind === 'operator' && lease.state === 'ended')
+      if (held.length === 0 && ended?.reason) {
+        ended.state = 'released'
+        throw ended.reason
+      }
       if (!session || held.length === 0) return { state: 'not held', disks: [] }
-      for (const lease of held) sessions.release(lease)
+      for (const lease of held) await sessions.release(lease)
       if (session.state === 'frozen') return { state: 'kept', disks: [] }
       await session.over
       if (session.failure) throw session.failure

@@ -59,6 +59,7 @@ export async function serve(source: Source, signal: AbortSignal, ready: () => vo
       handle(connection, {
         'hook.begin': async params => (await connections.begin(params, closed(connection)), {}),
         'hook.end': async params => (await connections.end(params), {}),
+        'hook.start': async start => ({ ended: await source.starts.heard(start) }),
       })
   })
   await listen(control, paths.serveSocket, cleanup)

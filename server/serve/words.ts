@@ -1,4 +1,4 @@
-// What hook and operator say to serve on its socket; the gate's words are in shared/gate.ts. The first line of a connection
+// What the hooks and an operator say to serve on its socket; the gate's words are in shared/gate.ts. The first line of a connection
 // names its role, then JSON-RPC follows.
 
 import { z } from 'zod'
@@ -96,9 +96,17 @@ export type DomainStatus = z.infer<typeof domainStatus>
 const onlyDomain = z.object({ domain: name })
 const empty = z.object({})
 
+/** A domain that is about to start, as libvirt names it, and paths of its images. */
+const startParams = z.object({
+  domain: z.string().max(1000),
+  images: z.array(z.string().max(4096)).max(1000),
+})
+
 export const HOOK = {
   'hook.begin': { params: hookParams, result: empty },
   'hook.end': { params: hookParams, result: empty },
+  /** Answered when nobody reads the images any more. */
+  'hook.start': { params: startParams, result: z.object({ ended: z.number() }) },
 } as const
 
 export const OPERATOR = {

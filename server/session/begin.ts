@@ -2,12 +2,14 @@
 // docs/architecture.md numbers these same steps.
 
 import { Failure, toFailure } from '../../shared/failures.ts'
-import { reasonOf, run } from '../../shared/host/run.ts'
+import { reasonOf } from '../../shared/host/run.ts'
 import { newRecoveryPointId } from '../../shared/names.ts'
 import type { RecoveryPoint, SessionDisk, SessionInfo } from '../../shared/gate.ts'
 import { domainSettings, type DomainSettings } from '../config/schema.ts'
+import { readDominfo, type Dominfo } from '../libvirt/dominfo.ts'
 import { readHostFacts } from '../libvirt/facts.ts'
 import {
+  agentFault,
   deadMenOnDuty,
   endGroup,
   freeze,
@@ -18,6 +20,7 @@ import {
 import { readChains } from '../libvirt/graph.ts'
 import { findQemu } from '../libvirt/qemu-process.ts'
 import { takeSnapshot } from '../libvirt/snapshot.ts'
+import type { Virsh } from '../libvirt/virsh.ts'
 import type { Source } from '../source.ts'
 import {
   readJournal,
@@ -27,7 +30,8 @@ import {
   type SessionDiskRecord,
   type Step,
 } from './journal.ts'
-import { exportedSize } from './images.ts'
+import { exportedSize, flushBuffers } from './images.ts'
+import { beginOff, type OffGuard } from './off.ts'
 import { baseWrittenMs } from './overlay.ts'
 import { preflight } from './preflight.ts'
 import { settle } from './settle.ts'
@@ -38,10 +42,16 @@ export interface Frozen {
   readonly recoveryPoint: RecoveryPoint
   readonly disks: readonly (SessionDisk & SessionDiskRecord)[]
   readonly info: SessionInfo
+  /** The domain's XML from before the session: the running domain's, or the definition of one that is off. */
+  readonly xml: string
+  /** Only of a domain that is off: what makes its bases stand still. */
+  readonly off?: OffGuard
 }
 
 /** Our own patience for a thaw; the dead-man has more. */
 const THAW_PATIENCE_MS = 10_000
+
+const NO_FREEZE_REMEDY = 'start qemu-guest-agent in the guest, or set quiesce: auto in source.yaml'
 
 /** @throws Failure SOURCE_REFUSED, SNAPSHOT_FAILED (source on its bases), MERGE_FAILED or NEEDS_OPERATOR (it is not) */
 export async function begin(source: Source, domain: string): Promise<Frozen> {
@@ -54,8 +64,11 @@ export async function begin(source: Source, domain: string): Promise<Frozen> {
   const instant = new Date(Math.max(Date.now(), after))
   const id = newRecoveryPointId(instant)
 
-  // 2. Preflight, and what a clone needs to know of the domain.
-  const checked = await preflight(virsh, settings, domain, id)
+  // 2. Preflight, and what a clone needs to know of the domain. One that is off needs no snapshot.
+  const dominfo = await readDominfo(virsh, domain)
+  if (!dominfo.active) return beginOff(source, domain, { id, instant: instant.toISOString() })
+  const checked = await preflight(virsh, settings, domain, id, dominfo)
+  if (settings.quiesce === 'required') await checkFreezable(virsh, domain, dominfo)
   const host = await readHostFacts(virsh, checked.live)
 
   // 3. Intent, fsynced, before anything is touched.
@@ -76,7 +89,7 @@ export async function begin(source: Source, domain: string): Promise<Frozen> {
     journal = taken.journal
 
     // 5. Block devices: a buffered reader must not see pages from before the snapshot.
-    for (const disk of checked.disks) if (disk.baseType === 'block') await flushBuffers(disk.base)
+    for (const disk of checked.disks) await flushBuffers(disk)
 
     const disks = await Promise.all(
       checked.disks.map(async disk => ({ ...disk, size: await exportedSize(disk) })),
@@ -95,6 +108,7 @@ export async function begin(source: Source, domain: string): Promise<Frozen> {
       journal,
       recoveryPoint,
       disks,
+      xml: checked.liveXml,
       info: {
         recoveryPoint,
         uuid: checked.uuid,
@@ -123,6 +137,19 @@ async function basesWritten(disks: readonly SessionDiskRecord[]): Promise<Record
     if (at !== undefined) written[disk.target] = at
   }
   return written
+}
+
+/** A freeze that is required and cannot be is refused before anything is touched. @throws Failure SNAPSHOT_FAILED */
+async function checkFreezable(virsh: Virsh, domain: string, { state }: Dominfo): Promise<void> {
+  const cannot = (reason: string, remedy: string): never => {
+    throw new Failure('SNAPSHOT_FAILED', `domain ${domain} could not be frozen: ${reason}`, {
+      remedy,
+    })
+  }
+  if (state === 'paused')
+    cannot('it is paused', `virsh resume ${domain}, or set quiesce: auto in source.yaml`)
+  const reason = await agentFault(virsh, domain)
+  if (reason !== undefined) cannot(reason, NO_FREEZE_REMEDY)
 }
 
 interface Taken {
@@ -211,7 +238,7 @@ async function freezeGuest(
   else await thawForCertain(source, domain, deadMan)
   if (settings.quiesce === 'required')
     throw new Failure('SNAPSHOT_FAILED', `domain ${domain} could not be frozen: ${result.reason}`, {
-      remedy: 'start qemu-guest-agent in the guest, or set quiesce: auto in source.yaml',
+      remedy: NO_FREEZE_REMEDY,
     })
   log.warn({ domain, reason: result.reason }, 'not frozen, the recovery point is crash-consistent')
   return undefined
@@ -243,10 +270,4 @@ async function thawForCertain(source: Source, domain: string, deadMan: DeadMan):
         remedy: `a helper goes on trying for 10 minutes; by hand: virsh domfsthaw ${domain}`,
       },
     )
-}
-
-async function flushBuffers(device: string): Promise<void> {
-  const result = await run('blockdev', ['--flushbufs', device])
-  if (result.exitCode !== 0)
-    throw new Failure('SNAPSHOT_FAILED', `blockdev --flushbufs ${device}: ${reasonOf(result)}`)
 }

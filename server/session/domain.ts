@@ -6,9 +6,11 @@ import type { Source } from '../source.ts'
 import { begin } from './begin.ts'
 import { createLease, isAlive, lapseOf, type Lease, overFailure, type Refusal } from './lease.ts'
 import { makeLink, removeLink } from './links.ts'
+import { endOff } from './off.ts'
 import { createQueue, repeatInTime } from './queue.ts'
 import { recoverJournal } from './recover.ts'
-import { createSession, isHeld, isJoinable, type Member, type Session } from './session.ts'
+import { createSession, frozenSession, isHeld, isJoinable } from './session.ts'
+import type { Member, Session } from './session.ts'
 import { settle } from './settle.ts'
 import { createWatchdog } from './watchdog.ts'
 
@@ -29,7 +31,7 @@ export interface DomainSessions {
   /** The connection has gone, or is in its postrun. Returns the session when that ended it. */
   leave(memberId: string): Promise<Session | undefined>
   /** The client has read everything. @throws Failure unless its session is still frozen */
-  release(lease: Lease): string
+  release(lease: Lease): Promise<string>
   /** Ends a lease that came to nothing before it had a session. */
   abandon(lease: Lease): void
   /** Settles what an earlier run left. Never while a session is on. */
@@ -59,8 +61,10 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
     if (stopping) throw stopping
     if (current) return isJoinable(current) ? current : undefined
     await recoverJournal(source, domain)
-    current = createSession(domain, await begin(source, domain))
-    return current
+    const session = createSession(domain, await begin(source, domain))
+    current = session
+    session.frozen.off?.watch.onBreak(reason => endSession(session, reason))
+    return session
   }
 
   /** Repeats an attempt until it gives something, waiting for the session before to end; bounded. */
@@ -141,12 +145,12 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
     if (session.state !== 'frozen') return session.over
     session.state = 'merging'
     void exclusive(async () => {
-      const { journal, recoveryPoint } = session.frozen
+      const { journal, recoveryPoint, off } = session.frozen
       try {
         const members = [...session.members.values()]
         await Promise.all(members.map(member => removeLink(member.link)))
         await Promise.all(members.map(member => member.reap()))
-        session.settled = await settle(source, journal)
+        session.settled = await (off ? endOff(source, session.frozen) : settle(source, journal))
         session.state = 'merged'
       } catch (error) {
         session.failure = toFailure(error)
@@ -251,11 +255,12 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
       endIfUnheld(session)
       return isHeld(session) ? undefined : session
     },
-    release(lease) {
-      const { session } = lease
-      if (!isAlive(lease) || session?.state !== 'frozen') throw overFailure(lease)
+    async release(lease) {
+      const { frozen } = frozenSession(lease)
+      await frozen.off?.prove().catch((error: unknown) => frozen.off?.watch.break(toFailure(error)))
+      frozenSession(lease)
       endLease(lease, 'released')
-      return session.frozen.recoveryPoint.id
+      return frozen.recoveryPoint.id
     },
     abandon(lease) {
       if (!lease.session) endLease(lease, 'released')

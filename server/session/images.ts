@@ -26,6 +26,16 @@ export async function exportedSize(
   return Number(result.stdout)
 }
 
+/** Block devices: a buffered reader must not see pages from before. @throws Failure SNAPSHOT_FAILED */
+export async function flushBuffers(
+  disk: Pick<SessionDiskRecord, 'base' | 'baseType'>,
+): Promise<void> {
+  if (disk.baseType !== 'block') return
+  const result = await run('blockdev', ['--flushbufs', disk.base])
+  if (result.exitCode !== 0)
+    throw new Failure('SNAPSHOT_FAILED', `blockdev --flushbufs ${disk.base}: ${reasonOf(result)}`)
+}
+
 /** The UEFI variables of a domain. @throws Failure SOURCE_REFUSED */
 export async function readNvram(file: string): Promise<Buffer> {
   return readFile(file).catch((error: unknown) =>

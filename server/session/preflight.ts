@@ -6,6 +6,7 @@ import { reasonOf } from '../../shared/host/run.ts'
 import { formatSize, shareOf } from '../../shared/quantities.ts'
 import { MAX_MESSAGE } from '../../shared/rpc.ts'
 import type { DomainSettings } from '../config/schema.ts'
+import { unknownDomain, type Dominfo } from '../libvirt/dominfo.ts'
 import {
   exportability,
   readDomainXml,
@@ -54,18 +55,7 @@ export async function readXml(
   flags: readonly string[],
 ): Promise<string> {
   const result = await virsh.run(['dumpxml', '--domain', domain, ...flags])
-  if (result.exitCode !== 0) {
-    const reason = reasonOf(result)
-    if (/failed to get domain/.test(reason))
-      refuse(
-        `libvirt on the source does not know domain ${domain}`,
-        'on the source run: virsh list --all, and correct domains: in source.yaml',
-      )
-    refuse(
-      `libvirt on the source did not answer for domain ${domain}: ${reason}`,
-      'on the source: is libvirtd running?',
-    )
-  }
+  if (result.exitCode !== 0) throw unknownDomain(domain, reasonOf(result))
   const xml = result.stdout
   const { name } = readDomainXml(xml)
   if (name !== domain)
@@ -88,31 +78,40 @@ export async function readBothXml(
   return { inactiveXml, liveXml }
 }
 
-/** State, persistence, managed save and running jobs of the domain. */
-async function checkDomain(virsh: Virsh, domain: string): Promise<void> {
-  const state = (await virsh.text(['domstate', '--domain', domain])).trim()
-  if (state !== 'running' && state !== 'paused')
+/** What to do about a state in which a domain is neither snapshotted nor at rest. */
+const STATE_REMEDIES: Readonly<Record<string, string>> = {
+  crashed: 'virsh reset DOMAIN; virsh resume DOMAIN, or virsh destroy DOMAIN',
+  pmsuspended: 'virsh dompmwakeup DOMAIN',
+  'in shutdown': 'wait until it is off',
+}
+
+/** State, persistence, managed save and running jobs of an active domain. */
+async function checkDomain(virsh: Virsh, domain: string, info: Dominfo): Promise<void> {
+  if (info.state !== 'running' && info.state !== 'paused')
     throw new Failure(
-      'SOURCE_OFF',
-      `domain ${domain} is ${state}: only a running or paused domain can be pulled`,
+      info.state === 'pmsuspended' ? 'SOURCE_OFF' : 'SOURCE_REFUSED',
+      `domain ${domain} is ${info.state}: only a running, paused or shut-off domain can be pulled`,
       {
-        remedy: `on the source run: virsh start ${domain}`,
+        remedy: `on the source: ${(STATE_REMEDIES[info.state] ?? 'virsh domstate --reason DOMAIN').replaceAll('DOMAIN', domain)}`,
       },
     )
-  const info = await virsh.text(['dominfo', '--domain', domain])
-  if (/^Persistent:\s*no/m.test(info))
+  if (!info.persistent)
     refuse(
       `domain ${domain} is transient: its definition would be lost with an overlay`,
-      `virsh define it first`,
+      `make it persistent: virsh dumpxml ${domain} | virsh define /dev/stdin`,
     )
-  if (/^Managed save:\s*yes/m.test(info))
+  if (info.managedSave)
     refuse(`domain ${domain} has a managed save image`, `virsh managedsave-remove ${domain}`)
   const job = await virsh.text(['domjobinfo', '--domain', domain])
   if (!/^Job type:\s*None/m.test(job))
     refuse(`domain ${domain} is busy with a libvirt job`, `see: virsh domjobinfo ${domain}`)
 }
 
-function chooseDisks(
+/**
+ * Which disks become part of the recovery point, and which stay as they are.
+ * @param live what the domain has now: of one that is off, its definition. @throws Failure SOURCE_REFUSED, NEEDS_OPERATOR
+ */
+export function chooseDisks(
   domain: string,
   live: DomainXml,
   inactive: DomainXml,
@@ -122,7 +121,7 @@ function chooseDisks(
   const disks: SessionDiskRecord[] = []
   const left: string[] = []
   for (const target of Object.keys(settings.disks))
-    if (!live.disks.some(disk => disk.target === target))
+    if (![...live.disks, ...inactive.disks].some(disk => disk.target === target))
       refuse(
         `domain ${domain} has no disk ${target}, which source.yaml names`,
         'correct domains.*.disks in source.yaml',
@@ -144,6 +143,15 @@ function chooseDisks(
       overlay: overlayPath(settings.overlayDir, domain, disk.target, recoveryPoint),
     })
   }
+  for (const disk of inactive.disks)
+    if (
+      !live.disks.some(other => other.target === disk.target) &&
+      exportability(domain, disk, settings.disks[disk.target]?.exclude === true).kind !== 'leave'
+    )
+      refuse(
+        `disk ${disk.target} of ${domain} is in its definition, but not in the running domain, so its clone would lack it`,
+        `attach it (virsh attach-disk --live), remove it (virsh detach-disk --config), or exclude it in source.yaml`,
+      )
   if (disks.length === 0) refuse(`domain ${domain} has no disk to export`)
   return { disks, left }
 }
@@ -227,24 +235,11 @@ async function checkSpace(settings: DomainSettings, bytes: number): Promise<void
     )
 }
 
-/** Checks everything and says what the session would do. @throws Failure SOURCE_REFUSED, NEEDS_OPERATOR */
-export async function preflight(
-  virsh: Virsh,
-  settings: DomainSettings,
+/** Each image can be read, and is a whole disk. */
+export async function checkImages(
   domain: string,
-  recoveryPoint: string,
-): Promise<Preflight> {
-  const { inactiveXml, liveXml } = await readBothXml(virsh, domain)
-  await checkDomain(virsh, domain)
-  const live = readDomainXml(liveXml)
-  const { disks, left } = chooseDisks(
-    domain,
-    live,
-    readDomainXml(inactiveXml),
-    settings,
-    recoveryPoint,
-  )
-  await checkGraph(virsh, domain, disks)
+  disks: readonly SessionDiskRecord[],
+): Promise<void> {
   for (const disk of disks)
     await access(disk.base, constants.R_OK).catch((error: unknown) => {
       throw new Failure(
@@ -253,17 +248,39 @@ export async function preflight(
         { cause: error },
       )
     })
+  await Promise.all(disks.map(disk => checkWhole(domain, disk)))
+}
+
+/** What a standby is told of the domain must fit into one message. */
+export function checkMessage(domain: string, xmls: readonly string[], nvram?: Buffer): void {
+  const message = xmls.join('').length + (nvram?.length ?? 0) * (4 / 3)
+  if (message > MAX_MESSAGE * 0.9)
+    refuse(
+      `the XML and UEFI variables of ${domain} are ${formatSize(Math.round(message))}, more than one gate message holds`,
+    )
+}
+
+/** Checks everything and says what the session would do. @throws Failure SOURCE_REFUSED, SOURCE_OFF, NEEDS_OPERATOR */
+export async function preflight(
+  virsh: Virsh,
+  settings: DomainSettings,
+  domain: string,
+  recoveryPoint: string,
+  info: Dominfo,
+): Promise<Preflight> {
+  const { inactiveXml, liveXml } = await readBothXml(virsh, domain)
+  await checkDomain(virsh, domain, info)
+  const live = readDomainXml(liveXml)
+  const inactive = readDomainXml(inactiveXml)
+  const { disks, left } = chooseDisks(domain, live, inactive, settings, recoveryPoint)
+  await checkGraph(virsh, domain, disks)
+  await checkImages(domain, disks)
   const sizes = await Promise.all(disks.map(exportedSize))
   await checkSpace(
     settings,
     sizes.reduce((sum, size) => sum + size, 0),
   )
-  await Promise.all(disks.map(disk => checkWhole(domain, disk)))
   const nvram = live.nvram === undefined ? undefined : await readNvram(live.nvram)
-  const message = inactiveXml.length + liveXml.length + (nvram?.length ?? 0) * (4 / 3)
-  if (message > MAX_MESSAGE * 0.9)
-    refuse(
-      `the XML and UEFI variables of ${domain} are ${formatSize(Math.round(message))}, more than one gate message holds`,
-    )
+  checkMessage(domain, [inactiveXml, liveXml], nvram)
   return { uuid: live.uuid, inactiveXml, liveXml, live, disks, left, nvram }
 }

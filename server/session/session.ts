@@ -2,7 +2,7 @@
 
 import type { Failure } from '../../shared/failures.ts'
 import type { Frozen } from './begin.ts'
-import type { Lease } from './lease.ts'
+import { isAlive, overFailure, type Lease } from './lease.ts'
 
 /** How one disk came back onto its base. */
 export interface SettledDisk {
@@ -104,4 +104,10 @@ export function isHeld(session: Session): boolean {
     session.leases.size > 0 ||
     [...session.members.values()].some(member => member.token === undefined)
   )
+}
+
+/** The session that a living lease holds. @throws Failure unless it is frozen */
+export function frozenSession(lease: Lease): Session {
+  if (!isAlive(lease) || lease.session?.state !== 'frozen') throw overFailure(lease)
+  return lease.session
 }
