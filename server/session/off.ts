@@ -2,9 +2,10 @@
 // recovery point: libvirt's hook ends the session before a start goes on, and a release proves that no base has changed.
 
 import { readdir, readFile, stat } from 'node:fs/promises'
+import { setTimeout as delay } from 'node:timers/promises'
 import { Failure } from '../../shared/failures.ts'
 import type { RecoveryPoint } from '../../shared/gate.ts'
-import { openersOf } from '../../shared/host/openers.ts'
+import { openersOf, type Opener } from '../../shared/host/openers.ts'
 import { domainSettings } from '../config/schema.ts'
 import { readDominfo } from '../libvirt/dominfo.ts'
 import { readDomainXml, type DomainXml } from '../libvirt/domain-xml.ts'
@@ -17,6 +18,8 @@ import { recordStep, startJournal, type SessionDiskRecord } from './journal.ts'
 import { checkImages, checkMessage, chooseDisks, readXml } from './preflight.ts'
 import type { SettledDisk } from './session.ts'
 import type { Watch } from './starts.ts'
+
+const OPENERS_PATIENCE_MS = 3_000
 
 /** What keeps the bases of a domain that is off still, or tells that they do not stand still. */
 export interface OffGuard {
@@ -95,7 +98,8 @@ export async function beginOff(
     }
   } catch (error) {
     watch.close()
-    throw error
+    // A start that came in between explains whatever was found.
+    throw watch.broken() ?? error
   }
 }
 
@@ -159,12 +163,22 @@ async function checkAtRest(
       },
     )
   for (const { target, base } of disks) {
-    const [opener] = await openersOf(base)
+    const opener = await lastingOpener(base)
     if (opener)
       refuse(
         `disk ${target} of ${domain}: libvirt says that ${domain} is shut off, but ${opener.command} (pid ${opener.pid}) has ${base} open`,
         `look at it: ps ${opener.pid}; pull again when it has ended`,
       )
+  }
+}
+
+/** A process that has the file open, and keeps it open: a hook of an ended connection has it for a moment longer. */
+async function lastingOpener(file: string): Promise<Opener | undefined> {
+  const end = Date.now() + OPENERS_PATIENCE_MS
+  for (;;) {
+    const [opener] = await openersOf(file)
+    if (!opener || Date.now() > end) return opener
+    await delay(100)
   }
 }
 

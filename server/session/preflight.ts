@@ -80,7 +80,7 @@ export async function readBothXml(
 
 /** What to do about a state in which a domain is neither snapshotted nor at rest. */
 const STATE_REMEDIES: Readonly<Record<string, string>> = {
-  crashed: 'virsh reset DOMAIN; virsh resume DOMAIN, or virsh destroy DOMAIN',
+  crashed: 'virsh destroy DOMAIN, then start it or pull it as it is',
   pmsuspended: 'virsh dompmwakeup DOMAIN',
   'in shutdown': 'wait until it is off',
 }
@@ -162,7 +162,7 @@ function checkDisk(domain: string, disk: DomainDisk, inactive: DomainXml): void 
       'NEEDS_OPERATOR',
       `disk ${disk.target} of ${domain} is on ${disk.source}, and no journal says why`,
       {
-        remedy: `merge it by hand: virsh blockcommit ${domain} ${disk.target} --active --pivot --wait --top ${disk.source} --base BASE`,
+        remedy: `merge it by hand, while the domain runs (virsh start --paused): virsh blockcommit ${domain} ${disk.target} --active --pivot --wait --top ${disk.source} --base BASE`,
       },
     )
   const saved = inactive.disks.find(other => other.target === disk.target)
