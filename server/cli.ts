@@ -68,6 +68,8 @@ const actions: Actions = {
   async hookStart({ socket, domain }) {
     const { announceStart } = await import('./commands/hook-start.ts')
     await announceStart(socket, domain, process.stdin)
+    // The socket of a serve that hangs would keep this program, and with it the start.
+    process.exit()
   },
   async status(args) {
     const [status, { statusTable }] = await Promise.all([

@@ -9,13 +9,14 @@ import { openersOf } from '../../shared/host/openers.ts'
 import { isName } from '../../shared/names.ts'
 import { readDomainXml } from '../libvirt/domain-xml.ts'
 import { askServe } from '../serve/client.ts'
-import { killIfThere } from '../session/recover.ts'
 
-const READERS_PATIENCE_MS = 5_000
+/** Together less than the script's own limit. */
+const SERVE_PATIENCE_MS = 8_000
+const READERS_PATIENCE_MS = 4_000
 
 /**
- * Tells serve, which returns when its readers are gone. Without serve nobody would end the readers that a killed one
- * left, so they are ended here: their client must not take what the guest is changing for a copy.
+ * Tells serve, which returns when its readers are gone. Where serve does not run, or hangs, nobody would end the readers
+ * that it left, so they are ended here: their client must not take what the guest is changing for a copy.
  * @param xml the domain's XML as libvirt gives it to its hooks
  */
 export async function announceStart(
@@ -25,7 +26,12 @@ export async function announceStart(
 ): Promise<void> {
   const images = imagesIn(await xml.setEncoding('utf8').reduce((all, part) => `${all}${part}`, ''))
   try {
-    await askServe(serveSocket, { role: 'hook' }, 'hook.start', { domain, images })
+    await Promise.race([
+      askServe(serveSocket, { role: 'hook' }, 'hook.start', { domain, images }),
+      delay(SERVE_PATIENCE_MS, undefined, { ref: false }).then(() => {
+        throw new Failure('SOURCE_UNREACHABLE', 'clone-server serve does not answer')
+      }),
+    ])
   } catch (error) {
     if (!(error instanceof Failure) || error.code !== 'SOURCE_UNREACHABLE') throw error
     await endLeftReaders(path.join(path.dirname(serveSocket), 'exports'), domain)
@@ -58,6 +64,8 @@ async function endLeftReaders(exportsDir: string, domain: string): Promise<void>
 
 /** Kills the nbd-servers that have the image open, and returns when they have let go; a start waits no longer than that. */
 async function endReaders(base: string): Promise<void> {
+  // Loaded only here: a start waits for this program, and mostly there is nothing to end.
+  const { killIfThere } = await import('../session/recover.ts')
   const end = Date.now() + READERS_PATIENCE_MS
   while (Date.now() < end) {
     const readers = (await openersOf(base)).filter(({ command }) => command === 'nbd-server')
