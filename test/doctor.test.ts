@@ -330,7 +330,9 @@ t.test('an open journal is in order in a session, and a task without serve', asy
   })
   const running = (state: 'frozen' | 'idle' | 'unsettled'): LeftoverFacts['serve'] => ({
     kind: 'running',
-    domains: [{ domain: 'web', state, holders: [], connections: 0, disks: [] }],
+    domains: [
+      { domain: 'web', state, holders: [], connections: 0, members: [], disks: [], refusals: [] },
+    ],
   })
   const open = await start()
   const down = await facts({ kind: 'not running' })

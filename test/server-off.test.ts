@@ -56,7 +56,13 @@ function libvirt({
   job = 'None',
   chains = [[VDA]],
 }: Told): Virsh {
-  const done = (stdout: string): RunResult => ({ exitCode: 0, stdout, stderr: '', timedOut: false })
+  const done = (stdout: string): RunResult => ({
+    exitCode: 0,
+    stdout,
+    stderr: '',
+    timedOut: false,
+    signal: undefined,
+  })
   const answer = (args: readonly string[]): string => {
     if (args[0] === 'dominfo') return dominfo
     if (args[0] === 'domjobinfo') return `Job type:         ${job}\n`
@@ -67,19 +73,21 @@ function libvirt({
     uri: 'qemu:///system',
     run: args => Promise.resolve(done(answer(args))),
     text: args => Promise.resolve(answer(args)),
-    qmp: (_domain, { execute }, shape) => {
-      const blocks = chains.map(chain => ({
-        inserted: {
-          image: chain
-            .toReversed()
-            .reduce<object | undefined>(
-              (below, filename) => ({ filename, ...(below && { 'backing-image': below }) }),
-              undefined,
-            ),
-        },
-      }))
-      return Promise.resolve(shape.parse(execute === 'query-block' ? blocks : []) as never)
-    },
+    monitor: () => ({
+      execute: ({ execute }, shape) => {
+        const blocks = chains.map(chain => ({
+          inserted: {
+            image: chain
+              .toReversed()
+              .reduce<object | undefined>(
+                (below, filename) => ({ filename, ...(below && { 'backing-image': below }) }),
+                undefined,
+              ),
+          },
+        }))
+        return Promise.resolve(shape.parse(execute === 'query-block' ? blocks : []) as never)
+      },
+    }),
   }
 }
 

@@ -1,7 +1,7 @@
 // A session of a domain that is off: nothing is snapshotted, its bases are read as they are. Two things make that one
 // recovery point: libvirt's hook ends the session before a start goes on, and a release proves that no base has changed.
 
-import { readdir, readFile, stat } from 'node:fs/promises'
+import { readFile, stat } from 'node:fs/promises'
 import { setTimeout as delay } from 'node:timers/promises'
 import { Failure } from '../../shared/failures.ts'
 import type { RecoveryPoint } from '../../shared/gate.ts'
@@ -10,6 +10,7 @@ import { domainSettings } from '../config/schema.ts'
 import { readDominfo } from '../libvirt/dominfo.ts'
 import { readDomainXml, type DomainXml } from '../libvirt/domain-xml.ts'
 import { readHostFacts } from '../libvirt/facts.ts'
+import { findQemu } from '../libvirt/qemu-process.ts'
 import { startHookFault } from '../libvirt/start-hook.ts'
 import type { Source } from '../source.ts'
 import type { Frozen } from './begin.ts'
@@ -153,11 +154,11 @@ async function checkAtRest(
   xml: DomainXml,
   disks: readonly SessionDiskRecord[],
 ): Promise<void> {
-  const qemu = await qemuOf(xml.uuid)
-  if (qemu !== undefined)
+  const qemu = await findQemu(xml.uuid)
+  if (qemu)
     throw new Failure(
       'NEEDS_OPERATOR',
-      `libvirt says that ${domain} is shut off, but its QEMU runs (pid ${qemu})`,
+      `libvirt says that ${domain} is shut off, but its QEMU runs (pid ${qemu.pid})`,
       {
         remedy: `do NOT start ${domain}: two QEMUs would write to its disks; restart libvirtd, then look: virsh domstate ${domain}`,
       },
@@ -180,16 +181,6 @@ async function lastingOpener(file: string): Promise<Opener | undefined> {
     if (!opener || Date.now() > end) return opener
     await delay(100)
   }
-}
-
-/** The process that runs this domain, whatever libvirt knows of it. @param uuid as libvirt gives it to QEMU */
-async function qemuOf(uuid: string): Promise<number | undefined> {
-  for (const pid of await readdir('/proc')) {
-    if (!/^\d+$/.test(pid)) continue
-    const words = (await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '')).split('\0')
-    if (words[words.indexOf('-uuid') + 1] === uuid && words.includes('-uuid')) return Number(pid)
-  }
-  return undefined
 }
 
 async function createGuard(
