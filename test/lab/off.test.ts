@@ -8,7 +8,7 @@ import { BRAKE_SOCKET, startBrake } from './brake.ts'
 import type { CommandResult, HostProcess } from './enter.ts'
 import { agentAnswers } from './guest.ts'
 import type { HostName } from './names.ts'
-import { waitFor } from './processes.ts'
+import { readProcess, signal, waitFor } from './processes.ts'
 import {
   clone,
   CLONE,
@@ -279,6 +279,27 @@ t.test('a domain that does not run as usual', async t => {
     t.equal(await published(), before)
   })
 
+  t.test(
+    'a block device that is written to is found too, one that is only read is not',
+    async t => {
+      await sh('source', 'truncate -s 16M /var/lib/block.img')
+      const device = await sh('source', 'losetup -f --show /var/lib/block.img')
+      const attach = ['attach-disk', 'mydomain', device, 'sda', '--sourcetype', 'block', '--config']
+      await virsh(...attach, '--targetbus', 'usb')
+      try {
+        t.equal(await consistencyOf(t), 'off')
+        t.equal((await server('session', 'open', 'mydomain')).exitCode, 0)
+        await sh('source', `dd if=/dev/zero of=${device} bs=4k count=1 conv=fsync status=none`)
+        const closed = await server('session', 'close', 'mydomain')
+        t.equal(closed.exitCode, 11)
+        t.match(closed.stderr, new RegExp(`${device} of disk sda was changed`))
+      } finally {
+        await virsh('detach-disk', 'mydomain', 'sda', '--config')
+        await lab.source(['losetup', '-d', device], { reject: false })
+      }
+    },
+  )
+
   t.test('"shut off" is not believed while a process has an image open, or QEMU runs', async t => {
     await using writer = lab.spawn('source', ['sh', '-c', `exec 3<>${VDA}; echo; read end`])
     await new Promise(resolve => writer.stdout.once('data', resolve))
@@ -307,14 +328,19 @@ t.test('a domain that does not run as usual', async t => {
     await using reader = lab.spawn('source', [
       'sh',
       '-c',
-      `mkdir -p /tmp/f; exec nbdfuse /tmp/f/disk '${NBD}'`,
+      `mkdir -p /tmp/f; exec nbdfuse --connections=1 /tmp/f/disk '${NBD}'`,
     ])
     await waitFor('the session', 30, async () => (await server('status')).stdout.includes('frozen'))
-    serve.process.signal('SIGSTOP')
+    const inside = serve.process.pid
+    // What brought it into the host stops with it, and goes on only when it is told to.
+    const outside = inside === undefined ? undefined : readProcess(inside)?.parent
+    if (inside === undefined || outside === undefined) throw new Error('serve is gone')
+    signal(inside, 'SIGSTOP')
     const began = Date.now()
     await virsh('start', 'mydomain', '--paused')
     const took = Date.now() - began
-    serve.process.signal('SIGCONT')
+    signal(inside, 'SIGCONT')
+    signal(outside, 'SIGCONT')
     t.ok(took < HOOK_SECONDS * 1000, `the start took ${took} ms`)
     t.equal(await found(), '', 'its reader is gone all the same')
     await sh('source', 'fusermount3 -uz /tmp/f || true')
@@ -332,7 +358,7 @@ t.test('a domain that does not run as usual', async t => {
     await using reader = lab.spawn('source', [
       'sh',
       '-c',
-      `mkdir -p /tmp/f; exec nbdfuse /tmp/f/disk '${NBD}'`,
+      `mkdir -p /tmp/f; exec nbdfuse --connections=1 /tmp/f/disk '${NBD}'`,
     ])
     await waitFor('the session', 30, async () => (await server('status')).stdout.includes('frozen'))
     serve.process.signal('SIGKILL')
