@@ -88,13 +88,14 @@ const actions: Actions = {
     process.exitCode = diagnosis.exit
   },
   async recover(args) {
-    const { domain } = args
+    const { domain, mergeOverlays } = args
     if (domain === undefined) {
       await recoverEvery(args)
       return
     }
     const { result } = await askServe(await serveSocket(args), OPERATOR, 'operator.recover', {
       domain,
+      mergeOverlays,
     })
     print(args, 'recover', { domain, result }, `${domain}: ${result}`)
   },

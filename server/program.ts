@@ -17,7 +17,9 @@ export interface Actions {
   readonly hookStart: (args: { socket: string; domain: string }) => Promise<void>
   readonly status: (args: Globals) => Promise<void>
   readonly doctor: (args: Globals & { domains: readonly string[] }) => Promise<void>
-  readonly recover: (args: Globals & { domain: string | undefined }) => Promise<void>
+  readonly recover: (
+    args: Globals & { domain: string | undefined; mergeOverlays: boolean },
+  ) => Promise<void>
   readonly sessionOpen: (args: Globals & { domain: string }) => Promise<void>
   readonly sessionClose: (args: Globals & { domain: string }) => Promise<void>
   readonly configCheck: (args: Globals) => Promise<void>
@@ -95,7 +97,18 @@ export function program(argv: readonly string[], actions: Actions): Argv {
       'recover [domain]',
       'settle what an earlier run left, of one domain or of all',
       (one: Argv<Globals>) =>
-        one.positional('domain', { type: 'string', describe: 'libvirt domain; all without it' }),
+        one
+          .positional('domain', { type: 'string', describe: 'libvirt domain; all without it' })
+          .option('merge-overlays', {
+            type: 'boolean',
+            default: false,
+            describe: 'merge overlays that are not ours too: you say that they are left-overs',
+          })
+          .check(({ domain, mergeOverlays }) => {
+            if (mergeOverlays && domain === undefined)
+              throw new Error('--merge-overlays needs the domain that it is for')
+            return true
+          }),
       args => actions.recover({ ...args, domain: args.domain }),
     )
     .command(

@@ -175,19 +175,17 @@ t.test('AppArmor is a trap only where libvirt uses it and is older than 12.1.0',
   t.equal(judgeAppArmorPlace('/etc/overlays', ['dac']).verdict, 'pass')
 })
 
-t.test('the start hook must be there, executable, and older than libvirtd', async t => {
+t.test('the start hook is judged by the rule that a pull is judged by', async t => {
   const facts = { models: [], apparmor: false }
-  const hook = { executable: true, changedAt: 1000 }
-  t.match(judgeHook(facts), { verdict: 'warn', remedy: /config libvirt-hook/ })
-  t.match(judgeHook({ ...facts, hook: { ...hook, executable: false } }), {
+  const fault = { reason: 'there is no hook', remedy: ['clone-server config libvirt-hook'] }
+  t.match(judgeHook({ ...facts, hookFault: fault }), {
     verdict: 'warn',
-    remedy: /chmod/,
+    found: /there is no hook/,
+    remedy: /config libvirt-hook/,
   })
-  t.match(judgeHook({ ...facts, hook, startedAt: 500 }), { verdict: 'warn', remedy: /restart/ })
-  t.equal(judgeHook({ ...facts, hook, startedAt: 2000 }).verdict, 'pass')
-  t.match(judgeHook({ ...facts, hook }), { verdict: 'pass', found: /not known/ })
+  t.equal(judgeHook(facts).verdict, 'pass')
+  t.equal(judgeHook({ ...facts, unreachable: 'no answer' }).verdict, 'skip')
 })
-
 const web = domainSettings(
   sourceSchema.parse({ domains: { web: { disks: { vdx: { exclude: true } } } } }),
   'web',
@@ -262,11 +260,15 @@ t.test('the state of a domain, with and without the start hook', async t => {
 
 t.test('space is counted above the reserved tenth', async t => {
   const GIB = 1024 ** 3
-  t.match(judgeSpace('/o', 0.5 * GIB, 100 * GIB), { verdict: 'fail', code: 'SPACE' })
-  t.equal(judgeSpace('/o', 2 * GIB, 100 * GIB).verdict, 'warn', 'enough to begin, not for a fifth')
-  t.equal(judgeSpace('/o', 30 * GIB, 100 * GIB).verdict, 'pass')
-  t.equal(judgeSpace('/o', GIB, undefined).verdict, 'skip')
-  t.match(judgeSpace('/o', -GIB, undefined), { verdict: 'fail', found: /nothing is free/ })
+  t.match(judgeSpace('/o', 0.5 * GIB, 100 * GIB, '20%'), { verdict: 'fail', code: 'SPACE' })
+  t.equal(
+    judgeSpace('/o', 2 * GIB, 100 * GIB, '20%').verdict,
+    'warn',
+    'enough to begin, not for a fifth',
+  )
+  t.equal(judgeSpace('/o', 30 * GIB, 100 * GIB, '20%').verdict, 'pass')
+  t.equal(judgeSpace('/o', GIB, undefined, '20%').verdict, 'skip')
+  t.match(judgeSpace('/o', -GIB, undefined, '20%'), { verdict: 'fail', found: /nothing is free/ })
 })
 
 t.test('autostart wants the overlays mounted before libvirt starts', async t => {

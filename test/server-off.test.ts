@@ -187,7 +187,7 @@ t.test(
         both(disk('vda', `${folder}/x.nbd-clone.qcow2`, '', 'qcow2')),
         'NEEDS_OPERATOR',
         /no journal says why/,
-        /blockcommit web vda/,
+        /recover web --merge-overlays/,
       ],
       [
         both(disk('vda', VDA, '<mirror type="file"/>')),

@@ -44,9 +44,10 @@ export async function examine(configFile: string, wanted: readonly string[]): Pr
   }
   const domains = wanted.length > 0 ? wanted : Object.keys(config.domains)
   const virsh = createVirsh(config.libvirtUri)
+  const { serveSocket } = sourcePaths(config)
   const [libvirt, serve] = await Promise.all([
-    readLibvirtFacts(virsh),
-    askForStatus(sourcePaths(config).serveSocket),
+    readLibvirtFacts(virsh, serveSocket),
+    askForStatus(serveSocket),
   ])
   return diagnosis([
     ...host,

@@ -93,7 +93,7 @@ export function judgeJournals({ journals, serve }: LeftoverFacts): Outcome[] {
       ? [pass(`${domain} is in a session (${state})`)]
       : [
           warn(
-            `${domain} is not settled yet; serve tries again every minute`,
+            `${domain} is not settled yet; serve tries again by itself`,
             `clone-server recover ${domain}`,
           ),
         ]

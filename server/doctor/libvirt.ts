@@ -1,16 +1,14 @@
 // libvirt as doctor sees it: reachable, how old, how it confines QEMU, and its start hook.
 
-import { readFile, stat } from 'node:fs/promises'
+import { readFile } from 'node:fs/promises'
 import type { Element } from '@xmldom/xmldom'
 import { reasonOf } from '../../shared/host/run.ts'
 import { parseXml } from '../libvirt/domain-xml.ts'
+import { START_HOOK, startHookFault, type HookFault } from '../libvirt/start-hook.ts'
 import type { Virsh } from '../libvirt/virsh.ts'
 import { fail, pass, skip, warn, type Check, type Outcome } from './finding.ts'
 import { isOlder, parseVersion } from './nbd-server.ts'
 
-export const HOOK_FILE = '/etc/libvirt/hooks/qemu.d/nbd-clone'
-/** Written by the daemon when it starts, so their times are its start. */
-const PID_FILES = ['/run/libvirtd.pid', '/run/virtqemud.pid', '/run/libvirt/virtqemud.pid']
 const APPARMOR = '/sys/module/apparmor/parameters/enabled'
 /** virt-aa-helper denies writing to a base until here, and a merge writes to it. */
 const APPARMOR_FIXED = [12, 1, 0]
@@ -27,9 +25,8 @@ export interface LibvirtFacts {
   readonly qemuUser?: { readonly uid: number; readonly gid: number }
   /** Whether the kernel of this host has AppArmor switched on. */
   readonly apparmor: boolean
-  readonly hook?: { readonly executable: boolean; readonly changedAt: number }
-  /** When the daemon was started, by its pid file. */
-  readonly startedAt?: number
+  /** Why the start of a domain that is off would not be told; undefined when it is sure to be. */
+  readonly hookFault?: HookFault
 }
 
 function elements(parent: Element | undefined, tag: string): Element[] {
@@ -49,32 +46,22 @@ export function readSecurity(xml: string): Pick<LibvirtFacts, 'models' | 'qemuUs
   }
 }
 
-async function firstChange(files: readonly string[]): Promise<number | undefined> {
-  const found = await Promise.all(files.map(file => stat(file).catch(() => undefined)))
-  return found.find(one => one !== undefined)?.mtimeMs
-}
-
-export async function readLibvirtFacts(virsh: Virsh): Promise<LibvirtFacts> {
+/** @param serveSocket which the start hook must name */
+export async function readLibvirtFacts(virsh: Virsh, serveSocket: string): Promise<LibvirtFacts> {
   const apparmor = (await readFile(APPARMOR, 'utf8').catch(() => '')).trim() === 'Y'
-  const script = await stat(HOOK_FILE).catch(() => undefined)
-  const startedAt = await firstChange(PID_FILES)
-  const host = {
-    apparmor,
-    ...(script
-      ? { hook: { executable: (script.mode & 0o100) !== 0, changedAt: script.ctimeMs } }
-      : {}),
-    ...(startedAt === undefined ? {} : { startedAt }),
-  }
   const version = await virsh.run(['version', '--daemon'], LIBVIRT_MS)
-  if (version.exitCode !== 0) return { unreachable: reasonOf(version), models: [], ...host }
+  if (version.exitCode !== 0) return { unreachable: reasonOf(version), models: [], apparmor }
   const field = (pattern: RegExp): Record<string, string> =>
     pattern.exec(version.stdout)?.groups ?? {}
+  const { daemon = '' } = field(/^Running against daemon: (?<daemon>\S+)/m)
+  const hookFault = await startHookFault(serveSocket, virsh.uri, daemon)
   const capabilities = await virsh.run(['capabilities'], LIBVIRT_MS)
   return {
     ...field(/^Running against daemon: (?<daemon>\S+)/m),
     ...field(/^Running hypervisor: QEMU (?<qemu>\S+)/m),
     ...(capabilities.exitCode === 0 ? readSecurity(capabilities.stdout) : { models: [] }),
-    ...host,
+    apparmor,
+    ...(hookFault ? { hookFault } : {}),
   }
 }
 
@@ -107,24 +94,13 @@ export function judgeConfinement(facts: LibvirtFacts): Outcome {
 }
 
 /** The script that ends a session before a domain that was off is started. */
-export function judgeHook({ hook, startedAt }: LibvirtFacts): Outcome {
-  const install = `clone-server config libvirt-hook`
-  if (!hook)
-    return warn(
-      `${HOOK_FILE} is not there: domains that are off cannot be guarded`,
-      `only for domains that are off: ${install}`,
-    )
-  if (!hook.executable)
-    return warn(`${HOOK_FILE} is not executable: libvirt does not run it`, `chmod 755 ${HOOK_FILE}`)
-  if (startedAt !== undefined && hook.changedAt > startedAt)
-    return warn(
-      `${HOOK_FILE} is newer than the running libvirtd, which looks for hooks only when it starts`,
-      'systemctl restart libvirtd (or virtqemud); guests go on running',
-    )
-  return pass(
-    startedAt === undefined
-      ? `${HOOK_FILE}; when libvirtd was started is not known`
-      : `${HOOK_FILE}, older than the running libvirtd`,
+export function judgeHook({ unreachable, hookFault }: LibvirtFacts): Outcome {
+  if (unreachable !== undefined) return skip(NO_LIBVIRT)
+  if (!hookFault)
+    return pass(`${START_HOOK}: starts are told, so domains that are off can be pulled`)
+  return warn(
+    `domains that are off cannot be pulled: ${hookFault.reason}`,
+    hookFault.remedy.join('\n') || 'only needed for domains that are off',
   )
 }
 

@@ -3,17 +3,13 @@
 
 import { access, constants, readFile, stat, statfs } from 'node:fs/promises'
 import { run } from '../../shared/host/run.ts'
-import { formatSize } from '../../shared/quantities.ts'
+import { formatSize, shareOf, type Share } from '../../shared/quantities.ts'
+import { roomNeeded } from '../session/limits.ts'
 import { bytesOf } from './disks.ts'
 import type { DomainFacts } from './domain.ts'
 import { fail, pass, skip, warn, type Check, type Outcome } from './finding.ts'
 import { isInMemory } from './host.ts'
 import { NO_LIBVIRT } from './libvirt.ts'
-
-// The same share of the disks, and the same reserve, that a session asks for.
-const RESERVED_SHARE = 0.1
-const OVERLAY_SHARE = 0.2
-const OVERLAY_LEAST = 1024 ** 3
 
 async function lookAtPlace({ settings: { overlayDir } }: DomainFacts): Promise<Outcome> {
   const found = await stat(overlayDir).catch((error: unknown) => error as NodeJS.ErrnoException)
@@ -40,35 +36,40 @@ async function lookAtPlace({ settings: { overlayDir } }: DomainFacts): Promise<O
   return pass(`overlayDir ${overlayDir} is on disk and can be written`)
 }
 
-/** @param usable bytes above the reserved tenth @param bytes of the disks, if they are known */
-export function judgeSpace(overlayDir: string, usable: number, bytes: number | undefined): Outcome {
+/** @param usable bytes above the reserve @param bytes of the disks, if they are known @param max what an overlay may take */
+export function judgeSpace(
+  overlayDir: string,
+  usable: number,
+  bytes: number | undefined,
+  max: Share,
+): Outcome {
   const free = formatSize(Math.max(0, Math.round(usable)))
   if (bytes === undefined)
     return usable <= 0
-      ? fail(`${overlayDir}: nothing is free above the reserved tenth`, 'free space there', 'SPACE')
-      : skip(`${overlayDir}: ${free} above the reserved tenth; the size of the disks is not known`)
-  const needed = Math.min(bytes * OVERLAY_SHARE, OVERLAY_LEAST)
+      ? fail(`${overlayDir}: nothing is free above the reserve`, 'free space there', 'SPACE')
+      : skip(`${overlayDir}: ${free} above the reserve; the size of the disks is not known`)
+  const needed = roomNeeded(max, bytes)
   const asked = formatSize(Math.round(needed))
   if (usable < needed)
     return fail(
-      `${overlayDir}: ${free} above the reserved tenth, ${asked} needed`,
+      `${overlayDir}: ${free} above the reserve, ${asked} needed`,
       'free space there, or set overlayDir to a larger file system',
       'SPACE',
     )
-  if (usable < bytes * OVERLAY_SHARE)
+  if (usable < shareOf(max, bytes))
     return warn(
-      `${overlayDir}: ${free} above the reserved tenth is enough to begin (${asked}), but less than a fifth of the disks`,
+      `${overlayDir}: ${free} above the reserve is enough to begin (${asked}), but less than the overlays may take (overlay.max)`,
       'pull when the guest writes little, or set overlayDir to a larger file system',
     )
-  return pass(`${overlayDir}: ${free} above the reserved tenth, ${asked} needed`)
+  return pass(`${overlayDir}: ${free} above the reserve, ${asked} needed`)
 }
 
 async function lookAtSpace(facts: DomainFacts): Promise<Outcome> {
-  const { overlayDir } = facts.settings
+  const { overlayDir, overlay } = facts.settings
   const found = await statfs(overlayDir).catch(() => undefined)
   if (!found) return skip(`${overlayDir} is not there`)
-  const usable = found.bavail * found.bsize - found.blocks * found.bsize * RESERVED_SHARE
-  return judgeSpace(overlayDir, usable, await bytesOf(facts))
+  const usable = found.bavail * found.bsize - shareOf(overlay.reserve, found.blocks * found.bsize)
+  return judgeSpace(overlayDir, usable, await bytesOf(facts), overlay.max)
 }
 
 /** Asks as QEMU's own user, so groups and ACLs count. */

@@ -8,7 +8,7 @@ import { exportability, readDomainXml, type DomainXml } from '../libvirt/domain-
 import { createDomainSessions, type DomainSessions } from '../session/domain.ts'
 import type { Lease } from '../session/lease.ts'
 import { createQueue } from '../session/queue.ts'
-import { recoverJournal } from '../session/recover.ts'
+import { recoverDomain } from '../session/recover.ts'
 import { readXml } from '../session/preflight.ts'
 import type { Source } from '../source.ts'
 
@@ -20,7 +20,7 @@ export interface Domains {
   targets(domain: string): Promise<readonly string[]>
   findLease(token: string): Lease | undefined
   /** Settles the domain's journal, also of a domain that is no longer listed. */
-  recover(domain: string): ReturnType<DomainSessions['recover']>
+  recover(domain: string, mergeOverlays?: boolean): ReturnType<DomainSessions['recover']>
   /** Settles every journal that is open; one that resists is tried again less and less often. Never rejects. */
   recoverAll(): Promise<void>
 }
@@ -48,12 +48,15 @@ export function createDomains(source: Source): Domains {
     return readDomainXml(session ? session.frozen.xml : await readXml(virsh, domain, []))
   }
 
-  async function recover(domain: string): ReturnType<DomainSessions['recover']> {
+  async function recover(
+    domain: string,
+    mergeOverlays = false,
+  ): ReturnType<DomainSessions['recover']> {
     const listed = sessions.get(domain)
-    if (listed) return listed.recover()
+    if (listed) return listed.recover(mergeOverlays)
     checkName('domain', domain)
     return unlisted(async () =>
-      (await recoverJournal(source, domain)) ? 'recovered' : 'nothing to do',
+      (await recoverDomain(source, domain, mergeOverlays)) ? 'recovered' : 'nothing to do',
     )
   }
 

@@ -46,8 +46,8 @@ export function operatorHandlers(source: Source, domains: Domains): Handlers {
       if (session.failure) throw session.failure
       return { state: 'merged', disks: [...session.settled] }
     },
-    async 'operator.recover'({ domain }) {
-      return { result: await domains.recover(domain) }
+    async 'operator.recover'({ domain, mergeOverlays }) {
+      return { result: await domains.recover(domain, mergeOverlays) }
     },
   }
 }

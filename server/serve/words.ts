@@ -126,7 +126,7 @@ export const OPERATOR = {
     }),
   },
   'operator.recover': {
-    params: onlyDomain,
+    params: z.object({ domain: name, mergeOverlays: z.boolean().optional() }),
     result: z.object({ result: z.enum(['nothing to do', 'recovered', 'in session']) }),
   },
 } as const

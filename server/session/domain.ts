@@ -8,7 +8,7 @@ import { createLease, isAlive, lapseOf, type Lease, overFailure, type Refusal } 
 import { makeLink, removeLink } from './links.ts'
 import { endOff } from './off.ts'
 import { createQueue, repeatInTime } from './queue.ts'
-import { recoverJournal } from './recover.ts'
+import { recoverDomain, recoverJournal } from './recover.ts'
 import { createSession, frozenSession, isHeld, isJoinable } from './session.ts'
 import type { Member, Session } from './session.ts'
 import { settle } from './settle.ts'
@@ -35,7 +35,7 @@ export interface DomainSessions {
   /** Ends a lease that came to nothing before it had a session. */
   abandon(lease: Lease): void
   /** Settles what an earlier run left. Never while a session is on. */
-  recover(): Promise<'nothing to do' | 'recovered' | 'in session'>
+  recover(mergeOverlays?: boolean): Promise<'nothing to do' | 'recovered' | 'in session'>
   /** Lets nobody in any more, ends what is on and returns when it is merged. @throws Failure when it is not */
   stop(reason: Failure): Promise<void>
   /** Called every second: lapses leases, lets gone connections go, ends sessions over their limits. */
@@ -265,10 +265,10 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
     abandon(lease) {
       if (!lease.session) endLease(lease, 'released')
     },
-    recover: () =>
+    recover: (mergeOverlays = false) =>
       exclusive(async () => {
         if (current) return 'in session'
-        return (await recoverJournal(source, domain)) ? 'recovered' : 'nothing to do'
+        return (await recoverDomain(source, domain, mergeOverlays)) ? 'recovered' : 'nothing to do'
       }),
     async stop(reason) {
       stopping = reason

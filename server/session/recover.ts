@@ -4,6 +4,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { Failure } from '../../shared/failures.ts'
 import { openersOf } from '../../shared/host/openers.ts'
 import type { Source } from '../source.ts'
+import { mergeForeignOverlays } from './adopt.ts'
 import { isOpen, mendJournal, readJournal, type Journal } from './journal.ts'
 import { settle } from './settle.ts'
 
@@ -22,6 +23,19 @@ export async function recoverJournal(source: Source, domain: string): Promise<bo
   await endStrayReaders(source, journal)
   await settle(source, journal)
   return true
+}
+
+/**
+ * Settles what was left of a domain: its journal if it is open, else, on an operator's word, overlays that are not ours.
+ * @returns whether there was anything. @throws Failure as recoverJournal and mergeForeignOverlays
+ */
+export async function recoverDomain(
+  source: Source,
+  domain: string,
+  mergeOverlays: boolean,
+): Promise<boolean> {
+  if (await recoverJournal(source, domain)) return true
+  return mergeOverlays && (await mergeForeignOverlays(source, domain))
 }
 
 /**
