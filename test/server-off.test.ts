@@ -175,7 +175,7 @@ t.test(
         { ...both(vda), chains: [[VDA, EXTRA]] },
         'SOURCE_REFUSED',
         /a chain of 2 images/,
-        /reason is in the message/,
+        /recover web --merge-overlays/,
       ],
       [
         { ...both(vda), chains: [] },
