@@ -54,9 +54,10 @@ function readersOf({ holders, members }: DomainStatus): string[] {
 }
 
 function sentencesOf(one: DomainStatus): string[] {
-  const { domain, reason, freezeMs, snapshotMs, last, refusals } = one
+  const { domain, reason, remedy, freezeMs, snapshotMs, last, refusals } = one
   const lines: string[] = []
   if (reason !== undefined) lines.push(`${domain}: ${one.state}: ${reason}`)
+  for (const command of remedy?.split(/\n\s*/) ?? []) lines.push(`  hint: ${command}`)
   if (snapshotMs !== undefined)
     lines.push(`${domain}: ${one.consistency ?? ''}, ${tookOf({ freezeMs, snapshotMs })}`)
   if (last) lines.push(...lastOf(last).map(line => `${domain}: ${line}`))

@@ -4,7 +4,7 @@ import { readdir } from 'node:fs/promises'
 import path from 'node:path'
 import { toFailure } from '../../shared/failures.ts'
 import { openersOf } from '../../shared/host/openers.ts'
-import { hasStep, isOpen, readJournal, type Journal } from '../session/journal.ts'
+import { hasStep, isOpen, journaledDomains, readJournal, type Journal } from '../session/journal.ts'
 import { fail, pass, warn, type Check, type Outcome } from './finding.ts'
 import type { ServeFacts } from './serve.ts'
 
@@ -31,15 +31,6 @@ export interface LeftoverFacts {
   /** Files in all overlay directories that have the name of an overlay. */
   readonly overlays: readonly string[]
   readonly serve: ServeFacts
-}
-
-/** Domains that have a journal, listed in source.yaml or not. */
-export async function journaledDomains(directory: string): Promise<string[]> {
-  const files = await readdir(directory).catch(() => [])
-  return files
-    .filter(name => name.endsWith('.journal'))
-    .map(name => name.slice(0, -'.journal'.length))
-    .sort()
 }
 
 export async function readJournals(directory: string): Promise<JournalFile[]> {

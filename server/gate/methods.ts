@@ -6,10 +6,9 @@ import { Failure } from '../../shared/failures.ts'
 import { PROTOCOL, SESSION_ENDED, type GateResult, type Outcome } from '../../shared/gate.ts'
 import { VERSION } from '../../shared/version.ts'
 import { domainSettings } from '../config/schema.ts'
-import { exportability, readDomainXml } from '../libvirt/domain-xml.ts'
+import { exportability } from '../libvirt/domain-xml.ts'
 import { isAlive, overFailure, type Lease } from '../session/lease.ts'
 import { exportedSize } from '../session/images.ts'
-import { readXml } from '../session/preflight.ts'
 import { handle, type Handlers } from '../serve/handle.ts'
 import type { Domains } from '../serve/domains.ts'
 import type { Source } from '../source.ts'
@@ -141,14 +140,12 @@ async function describe(
   domains: Domains,
   domain: string,
 ): Promise<GateResult<'describe'>> {
-  const session = domains.get(domain).current()
+  domains.get(domain)
   const settings = domainSettings(source.config, domain)
-  const [xml, state] = await Promise.all([
-    // While a session is on, libvirt shows our overlays; the disks are those that were there before.
-    session ? session.frozen.xml : readXml(source.virsh, domain, []),
+  const [read, state] = await Promise.all([
+    domains.xml(domain),
     source.virsh.text(['domstate', '--domain', domain]),
   ])
-  const read = readDomainXml(xml)
   const disks = read.disks.map(async disk => {
     const verdict = exportability(domain, disk, settings.disks[disk.target]?.exclude === true)
     if (verdict.kind !== 'export')

@@ -1,6 +1,5 @@
 // All configured domains: their sessions, and which disks each exports.
 
-import { readdir } from 'node:fs/promises'
 import { Failure, toFailure } from '../../shared/failures.ts'
 import { checkName } from '../../shared/names.ts'
 import { domainSettings } from '../config/schema.ts'
@@ -8,6 +7,7 @@ import { exportability, readDomainXml, type DomainXml } from '../libvirt/domain-
 import { createDomainSessions, type DomainSessions } from '../session/domain.ts'
 import type { Lease } from '../session/lease.ts'
 import { createQueue } from '../session/queue.ts'
+import { isOpen, journaledDomains, readJournal } from '../session/journal.ts'
 import { recoverDomain } from '../session/recover.ts'
 import { readXml } from '../session/preflight.ts'
 import type { Source } from '../source.ts'
@@ -16,6 +16,8 @@ export interface Domains {
   /** @throws Failure SOURCE_REFUSED when the domain is not listed in source.yaml */
   get(domain: string): DomainSessions
   all(): readonly DomainSessions[]
+  /** The domain as it is without overlays of ours. @throws Failure SOURCE_REFUSED when libvirt does not say */
+  xml(domain: string): Promise<DomainXml>
   /** Targets that the domain exports now. @throws Failure SOURCE_REFUSED when libvirt does not say */
   targets(domain: string): Promise<readonly string[]>
   findLease(token: string): Lease | undefined
@@ -42,10 +44,12 @@ export function createDomains(source: Source): Domains {
   const resisting = new Map<string, { wait: number; next: number; reason: string }>()
   let recovering: Promise<void> | undefined
 
-  /** During a session libvirt shows our overlays; the disks are those that were there before. */
+  /** While overlays of ours are on, libvirt shows them; the domain's disks are those that were there before. */
   async function xmlOf(domain: string): Promise<DomainXml> {
-    const session = sessions.get(domain)?.current()
-    return readDomainXml(session ? session.frozen.xml : await readXml(virsh, domain, []))
+    const journal = await readJournal(paths.journals, domain)
+    if (!journal || !isOpen(journal)) return readDomainXml(await readXml(virsh, domain, []))
+    const { liveXml, inactiveXml } = journal.intent
+    return readDomainXml(liveXml === '' ? inactiveXml : liveXml)
   }
 
   async function recover(
@@ -70,10 +74,7 @@ export function createDomains(source: Source): Domains {
   }
 
   async function recoverEach(): Promise<void> {
-    const files = await readdir(paths.journals).catch(() => [])
-    const left = files
-      .filter(name => name.endsWith('.journal'))
-      .map(name => name.slice(0, -'.journal'.length))
+    const left = await journaledDomains(paths.journals)
     const due = left.filter(domain => (resisting.get(domain)?.next ?? 0) <= Date.now())
     const attempts = due.map(domain =>
       recover(domain).then(
@@ -94,6 +95,7 @@ export function createDomains(source: Source): Domains {
       })
     },
     all: () => [...sessions.values()],
+    xml: xmlOf,
     targets(domain) {
       const cached = known.get(domain)
       if (cached && Date.now() - cached.at < TARGETS_FRESH_MS) return cached.targets

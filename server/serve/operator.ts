@@ -1,7 +1,13 @@
 // What an operator on the source asks of serve: status, holding a session by hand, recovery.
 
 import { Failure, toFailure } from '../../shared/failures.ts'
-import { isOpen, readJournal, type Journal } from '../session/journal.ts'
+import {
+  isOpen,
+  journaledDomains,
+  lastStep,
+  readJournal,
+  type Journal,
+} from '../session/journal.ts'
 import type { DomainSessions } from '../session/domain.ts'
 import type { Session } from '../session/session.ts'
 import { allocatedBytes } from '../session/watchdog.ts'
@@ -13,7 +19,8 @@ import type { DomainStatus, LastSession } from './words.ts'
 export function operatorHandlers(source: Source, domains: Domains): Handlers {
   return {
     async 'operator.status'() {
-      return { domains: await Promise.all(domains.all().map(one => statusOf(source, one))) }
+      const listed = await Promise.all(domains.all().map(one => statusOf(source, one)))
+      return { domains: [...listed, ...(await unlistedOf(source, domains))] }
     },
     async 'operator.hold'({ domain }) {
       const lease = await domains.get(domain).hold('operator')
@@ -57,14 +64,32 @@ async function statusOf(source: Source, sessions: DomainSessions): Promise<Domai
   const session = sessions.current()
   const ended = sessions.last()
   const last = ended && lastOf(ended)
-  if (session) return { ...(await statusOfSession(session)), ...known({ last }), refusals }
+  if (session) return { ...(await statusOfSession(source, session)), ...known({ last }), refusals }
+  return statusOfJournal(source, domain, last, refusals)
+}
+
+/** Domains that source.yaml no longer lists, with a journal that is still open. */
+async function unlistedOf(source: Source, domains: Domains): Promise<DomainStatus[]> {
+  const listed = domains.all().map(one => one.domain)
+  const names = (await journaledDomains(source.paths.journals)).filter(one => !listed.includes(one))
+  const each = await Promise.all(names.map(one => statusOfJournal(source, one, undefined, [])))
+  return each.filter(one => one.state !== 'idle')
+}
+
+/** What is known of a domain that has no session. */
+async function statusOfJournal(
+  source: Source,
+  domain: string,
+  last: LastSession | undefined,
+  refusals: DomainStatus['refusals'],
+): Promise<DomainStatus> {
   const quiet = { domain, holders: [], connections: 0, members: [], disks: [], refusals }
   let journal: Journal | undefined
   try {
     journal = await readJournal(source.paths.journals, domain)
   } catch (error) {
-    const reason = toFailure(error).message
-    return { ...quiet, state: 'needs operator', ...known({ last }), reason }
+    const { message: reason, remedy } = toFailure(error)
+    return { ...quiet, state: 'needs operator', ...known({ last, remedy }), reason }
   }
   if (!journal) return { ...quiet, state: 'idle' }
   const entry = journal.entries.at(-1)
@@ -75,7 +100,7 @@ async function statusOf(source: Source, sessions: DomainSessions): Promise<Domai
       recoveryPoint: journal.intent.recoveryPoint,
       ageMs: Math.max(0, Date.now() - Date.parse(journal.intent.instant)),
       disks: await Promise.all(journal.intent.disks.map(withOverlaySize)),
-      ...known({ last, reason: entry?.reason ?? last?.failure }),
+      ...known({ last, reason: entry?.reason ?? last?.failure, remedy: entry?.remedy }),
     }
   return { ...quiet, state: 'idle', last: lastOfJournal(journal, last) }
 }
@@ -111,8 +136,19 @@ function lastOf(session: Session): LastSession {
   }
 }
 
-async function statusOfSession(session: Session): Promise<Omit<DomainStatus, 'refusals'>> {
-  const { recoveryPoint, disks, info } = session.frozen
+/** A merge that takes long is said. */
+async function alarmOf(source: Source, { domain }: Session): Promise<string | undefined> {
+  const journal = await readJournal(source.paths.journals, domain).catch(() => undefined)
+  return journal && lastStep(journal, 'alarm')?.reason
+}
+
+async function statusOfSession(
+  source: Source,
+  session: Session,
+): Promise<Omit<DomainStatus, 'refusals'>> {
+  const { recoveryPoint, info, off } = session.frozen
+  const disks = off ? [] : session.frozen.disks
+  const alarm = session.state === 'merging' ? await alarmOf(source, session) : undefined
   const members = [...session.members.values()]
   const leases = [...session.leases]
   const clientOf = (token: string | undefined): string | undefined =>
@@ -139,7 +175,7 @@ async function statusOfSession(session: Session): Promise<Omit<DomainStatus, 're
     freezeMs: info.freezeMs,
     snapshotMs: info.snapshotMs,
     disks: await Promise.all(disks.map(withOverlaySize)),
-    ...known({ reason: session.reason?.message }),
+    ...known({ reason: alarm ?? session.reason?.message }),
   }
 }
 

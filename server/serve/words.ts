@@ -90,6 +90,8 @@ export const domainStatus = z.object({
   ),
   /** Why it needs an operator or is not settled, or why its session is being ended. */
   reason: z.string().optional(),
+  /** What an operator can type. */
+  remedy: z.string().optional(),
 })
 export type DomainStatus = z.infer<typeof domainStatus>
 

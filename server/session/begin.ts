@@ -42,8 +42,6 @@ export interface Frozen {
   readonly recoveryPoint: RecoveryPoint
   readonly disks: readonly (SessionDisk & SessionDiskRecord)[]
   readonly info: SessionInfo
-  /** The domain's XML from before the session: the running domain's, or the definition of one that is off. */
-  readonly xml: string
   /** Only of a domain that is off: what makes its bases stand still. */
   readonly off?: OffGuard
 }
@@ -108,7 +106,6 @@ export async function begin(source: Source, domain: string): Promise<Frozen> {
       journal,
       recoveryPoint,
       disks,
-      xml: checked.liveXml,
       info: {
         recoveryPoint,
         uuid: checked.uuid,

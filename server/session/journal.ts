@@ -1,7 +1,7 @@
 // The journal of a domain: one file, its first line the intent, then a line for each step, each fsynced before the step is
 // done. It is the only state a source keeps; the next session of the domain replaces it.
 
-import { readFile, truncate } from 'node:fs/promises'
+import { readdir, readFile, truncate } from 'node:fs/promises'
 import { z } from 'zod'
 import { consistency, diskFormat } from '../../shared/gate.ts'
 import { Failure } from '../../shared/failures.ts'
@@ -77,6 +77,15 @@ export interface Journal {
 
 export function journalFile(directory: string, domain: string): string {
   return `${directory}/${domain}.journal`
+}
+
+/** The domains that have a journal in this directory, in order. */
+export async function journaledDomains(directory: string): Promise<string[]> {
+  const files = await readdir(directory).catch(() => [])
+  return files
+    .filter(name => name.endsWith('.journal'))
+    .map(name => name.slice(0, -'.journal'.length))
+    .sort()
 }
 
 /** A journal that still has something to settle. */

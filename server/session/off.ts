@@ -83,7 +83,6 @@ export async function beginOff(
       journal,
       recoveryPoint,
       disks,
-      xml: inactiveXml,
       off: guard,
       info: {
         recoveryPoint,

@@ -35,7 +35,7 @@ export class Brake implements AsyncDisposable {
 /** Starts the relay on the standby; it listens when this returns. */
 export async function startBrake(lab: Lab, { afterMiB = 4 } = {}): Promise<Brake> {
   // The hosts have a /tmp of their own, so a checkout may not be there for them.
-  const program = '/opt/brake-process.mjs'
+  const program = '/var/lib/brake-process.mjs'
   await lab.writeFile(
     'standby',
     program,

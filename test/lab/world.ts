@@ -142,7 +142,7 @@ export async function journalSteps(lab: Lab): Promise<string[]> {
 
 /** Puts a program named `name` first on PATH that runs `script` (sh; `"$real"` is the real one), then the real one. */
 export async function wrapProgram(lab: Lab, name: string, script: string): Promise<string> {
-  const directory = `/opt/wrapped-${name}`
+  const directory = `/var/lib/wrapped-${name}`
   await lab.source(
     [
       'sh',
