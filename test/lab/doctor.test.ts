@@ -94,10 +94,14 @@ t.test('doctor and the service manager', async t => {
     async t => {
       await lab.writeFile(
         'source',
-        '/opt/notify-receiver.pl',
+        '/var/lib/notify-receiver.pl',
         readFileSync(path.join(import.meta.dirname, 'notify-receiver.pl'), 'utf8'),
       )
-      const manager = lab.spawn('source', ['perl', '/opt/notify-receiver.pl', '/run/notify.sock'])
+      const manager = lab.spawn('source', [
+        'perl',
+        '/var/lib/notify-receiver.pl',
+        '/run/notify.sock',
+      ])
       createInterface(manager.stdout).on('line', line => {
         told.push(line)
       })
