@@ -1,0 +1,72 @@
+// `npm run test:faults`: every fault of the table, one line each; exit 1 when one does harm.
+
+import yargs from 'yargs'
+import { hideBin } from 'yargs/helpers'
+import { describeFailure, Failure, toFailure } from '../../shared/failures.ts'
+import { line, summary } from './report.ts'
+import { Runner } from './runner.ts'
+import { diceOf, type Cell } from './scenario.ts'
+import { chosen } from './table.ts'
+
+const say = (text: string): void => void process.stdout.write(`${text}\n`)
+
+const options = await yargs(hideBin(process.argv))
+  .scriptName('npm run test:faults --')
+  .usage(
+    '$0 [OPTIONS]\n\nBreaks a session in every way of the table, and checks what is left. Root only.',
+  )
+  .option('only', {
+    type: 'string',
+    description: 'only these rows or groups of rows, comma-separated',
+  })
+  .option('list', { type: 'boolean', default: false, description: 'print the names of the rows' })
+  .option('seed', { type: 'number', description: 'of everything random; printed when left out' })
+  .strict()
+  .help()
+  .parseAsync()
+
+const stop = new AbortController()
+for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const)
+  process.on(name, () => stop.abort(new Failure('INTERRUPTED', `ended by ${name}`)))
+
+try {
+  process.exitCode = await main()
+} catch (error) {
+  const failure = toFailure(error)
+  process.stderr.write(`${describeFailure('test:faults', failure)}\n`)
+  process.exitCode = failure.exit
+}
+
+async function main(): Promise<number> {
+  const rows = chosen(options.only?.split(','))
+  if (rows.length === 0)
+    throw new Failure('USAGE', `no row is called ${options.only ?? ''}`, { remedy: 'see --list' })
+  if (options.list) {
+    for (const { name, step, fault } of rows) say(`${name.padEnd(32)} ${step}: ${fault}`)
+    return 0
+  }
+  const seed = options.seed ?? Date.now() % 1_000_000
+  say(`seed ${seed}`)
+  const cells: Cell[] = []
+  await using runner = new Runner(diceOf(seed))
+  for (const scenario of rows) {
+    const cell = await interruptible(runner.run(scenario))
+    cells.push(cell)
+    say(line(cell))
+  }
+  say(summary(cells))
+  return cells.some(({ wrong }) => wrong.length > 0) ? 1 : 0
+}
+
+/** Fails as soon as the run is interrupted; the lab goes with the runner then. */
+async function interruptible<T>(work: Promise<T>): Promise<T> {
+  stop.signal.throwIfAborted()
+  let end: (() => void) | undefined
+  const ended = new Promise<never>((_, reject) => {
+    end = () => reject(toFailure(stop.signal.reason))
+    stop.signal.addEventListener('abort', end)
+  })
+  return Promise.race([work, ended]).finally(() => {
+    if (end) stop.signal.removeEventListener('abort', end)
+  })
+}
