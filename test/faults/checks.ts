@@ -52,7 +52,7 @@ export async function unsettled(world: World, wanted: DomainState): Promise<stri
     ['live', look.live],
     ['inactive', look.inactive],
   ] as const)
-    for (const [target, base] of Object.entries(BASES))
+    for (const [target, base] of Object.entries(world.bases))
       if (!new RegExp(`^ *${target} +${base}$`, 'm').test(list))
         wrong.push(
           `${kind} XML: ${target} is not on its base: ${list.replaceAll(/\s+/g, ' ').trim()}`,
@@ -71,8 +71,12 @@ async function graphFaults(world: World, wanted: DomainState): Promise<string[]>
   if (qemus.length !== 1) return [`${qemus.length} QEMUs run`]
   using monitor = await world.monitor()
   const chains = await monitor.chains()
-  const wrong = Object.entries(BASES)
-    .filter(([, base]) => !chains.some(chain => chain.length === 1 && chain[0] === base))
+  const wrong = Object.entries(world.bases)
+    .filter(([, top]) => {
+      const below = world.stacked[top]
+      const wanted = below === undefined ? [top] : [top, below]
+      return !chains.some(chain => chain.join() === wanted.join())
+    })
     .map(([target]) => `QEMU: ${target} is not on its base alone`)
   const overlays = (await monitor.files()).filter(file => file.includes('.nbd-clone.'))
   return [...wrong, ...new Set(overlays.map(file => `QEMU has ${file} open`))]

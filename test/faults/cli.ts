@@ -1,9 +1,12 @@
 // `npm run test:faults`: every fault of the table, one line each; exit 1 when one does harm.
 
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import yargs from 'yargs'
 import { hideBin } from 'yargs/helpers'
 import { describeFailure, Failure, toFailure } from '../../shared/failures.ts'
-import { line, summary } from './report.ts'
+import { ROOT } from '../lab/names.ts'
+import { factsOf, line, page, summary } from './report.ts'
 import { Runner } from './runner.ts'
 import { diceOf, type Cell } from './scenario.ts'
 import { chosen } from './table.ts'
@@ -20,7 +23,9 @@ const options = await yargs(hideBin(process.argv))
     description: 'only these rows or groups of rows, comma-separated',
   })
   .option('list', { type: 'boolean', default: false, description: 'print the names of the rows' })
+  .option('save', { type: 'boolean', default: false, description: 'also write docs/faults.md' })
   .option('seed', { type: 'number', description: 'of everything random; printed when left out' })
+  .option('rounds', { type: 'number', description: 'of the rows that repeat themselves' })
   .strict()
   .help()
   .parseAsync()
@@ -47,14 +52,19 @@ async function main(): Promise<number> {
   }
   const seed = options.seed ?? Date.now() % 1_000_000
   say(`seed ${seed}`)
+  const began = performance.now()
   const cells: Cell[] = []
-  await using runner = new Runner(diceOf(seed))
+  await using runner = new Runner({ dice: diceOf(seed), rounds: options.rounds })
   for (const scenario of rows) {
     const cell = await interruptible(runner.run(scenario))
     cells.push(cell)
     say(line(cell))
   }
   say(summary(cells))
+  if (options.save) {
+    const minutes = (performance.now() - began) / 60_000
+    await writeFile(join(ROOT, 'docs', 'faults.md'), page(cells, await factsOf(seed, minutes)))
+  }
   return cells.some(({ wrong }) => wrong.length > 0) ? 1 : 0
 }
 

@@ -6,7 +6,7 @@ import { describeFailure } from '../../shared/failures.ts'
 import type { CommandResult } from '../lab/enter.ts'
 import { clone } from '../lab/world.ts'
 import { harm, lookAtSource, unsettled } from './checks.ts'
-import type { Cell, Dice, Happened, Scenario } from './scenario.ts'
+import type { Cell, Chance, Happened, Scenario } from './scenario.ts'
 import { World } from './world.ts'
 
 const WITHIN_SECONDS = 90
@@ -21,12 +21,12 @@ const PULL_EVERY = 4
 const NEVER_EXITS = [1, 2]
 
 export class Runner implements AsyncDisposable {
-  readonly #dice: Dice
+  readonly #chance: Chance
   #world: World | undefined
   #sincePull = 0
 
-  constructor(dice: Dice) {
-    this.#dice = dice
+  constructor(chance: Chance) {
+    this.#chance = chance
   }
 
   async run(scenario: Scenario): Promise<Cell> {
@@ -49,16 +49,19 @@ export class Runner implements AsyncDisposable {
     this.#world ??= await World.start()
     const world = this.#world
     await world.newCell()
-    const happened = await scenario.run(world, this.#dice)
+    const happened = await scenario.run(world, this.#chance)
     const [state, result] = await Promise.all([
       settle(world, scenario, happened),
       happened.puller ? within(PULLER_MS, happened.puller.result) : undefined,
     ])
-    const wrong = [...state.wrong]
+    const wrong = [...state.wrong, ...(happened.wrong ?? [])]
     if (happened.puller && !result) wrong.push('the puller did not end')
     if (result && NEVER_EXITS.includes(result.exitCode))
       wrong.push(`exit ${result.exitCode}: ${result.stderr}`)
+    if (state.operator && scenario.operator !== true)
+      wrong.push(`left to an operator: ${state.reason ?? ''}`)
     const settled = state.wrong.length === 0 && !state.operator
+    if (settled) await happened.afterwards?.()
     if (settled) wrong.push(...(await harm(world, scenario.leaves ?? 'running')))
     const due = ++this.#sincePull >= PULL_EVERY || scenario.pull === true
     if (settled && wrong.length === 0 && due) {
@@ -156,11 +159,17 @@ async function pullFaults({ lab }: World): Promise<string[]> {
 
 function describe(happened: Happened, result: CommandResult | undefined, state: Settled): string {
   const words: string[] = []
-  if (result)
-    words.push(/code: (\w+)/.exec(result.stderr)?.[1] ?? (result.exitCode === 0 ? 'ok' : ''))
+  if (happened.puller && result) words.push(`${happened.puller.what}: ${endOf(result)}`)
   if (happened.note !== undefined) words.push(happened.note)
   if (state.reason !== undefined) words.push(`needs operator: ${state.reason}`)
-  return words.filter(word => word !== '').join('; ')
+  return words.join('; ')
+}
+
+/** The code of its failure, as our programs print it. */
+function endOf({ exitCode, stderr }: CommandResult): string {
+  if (exitCode === 0) return 'succeeds'
+  if (exitCode === 137) return 'killed'
+  return /code: (\w+)/.exec(stderr)?.[1] ?? 'fails'
 }
 
 async function within<T>(ms: number, promise: Promise<T>): Promise<T | undefined> {

@@ -16,23 +16,35 @@ export interface Scenario {
   readonly within?: number
   /** How the fault leaves the domain, and so recovery must too; running when left out. */
   readonly leaves?: DomainState
+  /** Recovery may leave this one to an operator, if it says so with commands. Of all others it must not. */
+  readonly operator?: boolean
   /** Whether the next pull is tried after this row in any case: it changes libvirt or the guest. */
   readonly pull?: boolean
   /** Milliseconds after which the row is given up; 4 minutes when left out. */
   readonly patience?: number
-  run(world: World, dice: Dice): Promise<Happened>
+  run(world: World, chance: Chance): Promise<Happened>
 }
 
 /** Random numbers that come again with the same seed: at least 0, less than 1. */
 export type Dice = () => number
 
+export interface Chance {
+  readonly dice: Dice
+  /** How often a row that repeats itself does so; undefined: as often as it thinks right. */
+  readonly rounds: number | undefined
+}
+
 export interface Happened {
   /** The puller or the operator's command whose exit status the table shows. */
-  readonly puller?: { readonly result: Promise<CommandResult> }
+  readonly puller?: { readonly what: string; readonly result: Promise<CommandResult> }
   /** What the table says besides. */
   readonly note?: string
   /** Seconds until the domain was on its bases, when the row has measured them itself. */
   readonly seconds?: number
+  /** What the row itself found wrong. */
+  readonly wrong?: readonly string[]
+  /** Done once the domain is on its bases: what an admin does then, or what makes the guest answer again. */
+  readonly afterwards?: () => Promise<void>
 }
 
 export interface Cell {

@@ -1,9 +1,23 @@
 // The one table of faults: what `npm run test:faults` runs, and of which `npm test` runs a sample.
 
+import { ADMIN } from './admin.ts'
+import { CLIENT } from './clients.ts'
+import { GUEST } from './guest.ts'
+import { HOST } from './host.ts'
 import { KILLS } from './kills.ts'
+import { LIBVIRTD } from './libvirtd.ts'
+import { RANDOM } from './random.ts'
 import type { Scenario } from './scenario.ts'
 
-export const SCENARIOS: readonly Scenario[] = [...KILLS]
+export const SCENARIOS: readonly Scenario[] = [
+  ...KILLS,
+  ...LIBVIRTD,
+  ...GUEST,
+  ...HOST,
+  ...ADMIN,
+  ...CLIENT,
+  ...RANDOM,
+]
 
 /** Rows whose name is one of these, or begins with one of these and a dash; all, when none is given. */
 export function chosen(names: readonly string[] | undefined): readonly Scenario[] {
@@ -11,4 +25,9 @@ export function chosen(names: readonly string[] | undefined): readonly Scenario[
   return SCENARIOS.filter(({ name }) =>
     names.some(one => name === one || name.startsWith(`${one}-`)),
   )
+}
+
+/** What `npm test` has time for: every kind of fault. */
+export function sample(): readonly Scenario[] {
+  return SCENARIOS.filter(scenario => scenario.sample === true)
 }

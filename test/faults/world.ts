@@ -5,6 +5,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { BRAKE_SOCKET, startBrake } from '../lab/brake.ts'
 import type { CommandResult, HostProcess } from '../lab/enter.ts'
 import { agentAnswers } from '../lab/guest.ts'
+import type { HostName } from '../lab/names.ts'
 import type { Lab } from '../lab/lab.ts'
 import { waitFor } from '../lab/processes.ts'
 import { NBD, startServe, startWorld, VDA, VDB, type Serve } from '../lab/world.ts'
@@ -26,8 +27,11 @@ const RESTART_MS = 500
 const BOOT_SECONDS = 90
 
 export interface Puller {
+  /** Program and verb, for the table. */
+  readonly what: string
   readonly process: HostProcess
   readonly result: Promise<CommandResult>
+  isOver(): boolean
   /** Lets a copy that stands in the middle go on. */
   release(): void
 }
@@ -39,6 +43,10 @@ export class World implements AsyncDisposable {
   #struckAt: number | undefined
   #synced: Synced = NOTHING
   #open: AsyncDisposable[] = []
+  /** Where each disk must be afterwards; a row that takes a disk away says so. */
+  bases: Readonly<Record<string, string>> = BASES
+  /** Images that an admin has put on top, with the base below each. */
+  stacked: Readonly<Record<string, string>> = {}
 
   private constructor(lab: Lab, path: string) {
     this.lab = lab
@@ -81,6 +89,8 @@ export class World implements AsyncDisposable {
   /** Forgets the last cell. */
   async newCell(): Promise<void> {
     this.#struckAt = undefined
+    this.bases = BASES
+    this.stacked = {}
     await this.note()
   }
 
@@ -89,13 +99,20 @@ export class World implements AsyncDisposable {
     this.#synced = await mark(this.lab, this.#synced)
   }
 
-  /** The fault happens now. */
+  /** The fault happens now; of several the last one counts. */
   strike(): void {
-    this.#struckAt ??= performance.now()
+    this.#struckAt = performance.now()
   }
 
   hold(when: 'before' | 'after', call: string): Promise<Hold> {
     return hold(this.lab, when, call)
+  }
+
+  /** Stops serve and starts it with another configuration. */
+  async configure(config: string): Promise<void> {
+    await this.serve.stop()
+    await this.lab.writeFile('source', '/etc/nbd-clone/source.yaml', config)
+    await this.startServe()
   }
 
   async startServe(): Promise<void> {
@@ -115,13 +132,21 @@ export class World implements AsyncDisposable {
     await this.untilAgent()
   }
 
+  /** Returns when libvirt says so of the domain. */
+  async untilState(state: string, seconds = 60): Promise<void> {
+    await waitFor(`the domain to be ${state}`, seconds, async () => {
+      const { stdout } = await this.lab.source(['virsh', 'domstate', 'mydomain'], { reject: false })
+      return stdout.trim() === state
+    })
+  }
+
   async untilAgent(): Promise<void> {
     await waitFor('the guest agent', BOOT_SECONDS, agentAnswers)
   }
 
   /** A pull in the background. */
   pull(): Puller {
-    return this.#puller(this.lab.spawn('standby', ['clone', 'pull', 'mydomain']))
+    return this.client('standby', ['clone', 'pull', 'mydomain'])
   }
 
   /** A pull that stands in the middle of its copy. */
@@ -135,17 +160,25 @@ export class World implements AsyncDisposable {
     })
     early.catch(() => undefined)
     await Promise.race([brake.held, early])
-    return this.#puller(process, () => brake.release())
+    return this.#puller(argv, process, () => brake.release())
   }
 
   /** A stock client on the source that reads a disk from its begin to its end. */
   stockClient(): Puller {
-    return this.#puller(this.lab.spawn('source', ['nbdcopy', '--connections=1', NBD, 'null:']))
+    return this.client('source', ['nbdcopy', '--connections=1', NBD, 'null:'])
   }
 
-  #puller(process: HostProcess, release: () => void = () => undefined): Puller {
+  /** Any command, in the background. */
+  client(host: HostName, argv: readonly string[]): Puller {
+    return this.#puller(argv, this.lab.spawn(host, argv))
+  }
+
+  #puller(argv: readonly string[], process: HostProcess, release = (): void => undefined): Puller {
     this.#open.push(process)
-    return { process, result: process.result, release }
+    let over = false
+    void process.result.then(() => (over = true))
+    const words = argv.slice(0, argv[0] === 'nbdcopy' ? 1 : 2)
+    return { what: words.join(' '), process, result: process.result, isOver: () => over, release }
   }
 
   /** SIGKILL. @throws when there is nobody to kill: such a cell would prove nothing */
