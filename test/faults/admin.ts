@@ -34,8 +34,11 @@ async function attach(world: World): Promise<Partial<Happened>> {
   }
 }
 
-/** Only what the guest wrote before is asked for: it has lost the disk. */
+/** The writer is stopped first: without vdb it would go on with vda alone. At the next boot it goes on with both. */
 async function detach(world: World): Promise<Partial<Happened>> {
+  await world.lab.guest(['sh', '-c', 'kill "$(cat /run/writer.pid)"'])
+  await world.note()
+  world.strike()
   await virsh(world, 'detach-disk', 'mydomain', 'vdb', '--persistent')
   await waitFor('the guest to let go of vdb', 30, async () => {
     using monitor = await world.monitor()

@@ -56,6 +56,9 @@ const FILL = `fallocate -l $(($(df --output=avail -B1 ${SMALL} | tail -n 1) - 40
 async function overlaySpaceGone(world: World): Promise<Happened> {
   const { lab } = world
   await lab.source(['sh', '-c', MAKE_SMALL])
+  // libvirt gives each QEMU mounts of its own: one that runs already does not see the new file system.
+  await lab.source(['virsh', '-q', 'destroy', 'mydomain'])
+  await world.startGuest()
   await world.configure(ON_SMALL)
   const puller = await world.heldPull()
   await world.note()

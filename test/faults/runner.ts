@@ -144,7 +144,7 @@ async function operatorReport({ lab }: World): Promise<OperatorReport> {
   const recover = await lab.source(['clone-server', 'recover', 'mydomain'], options)
   const status = await lab.source(['clone-server', 'status', '--json'], options)
   const said = `recover exits ${recover.exitCode}: ${recover.stderr} ${recover.stdout}; status: ${status.stdout}`
-  const commands = /hint: +.*\b(virsh|clone-server|systemctl)\b/s.test(recover.stderr)
+  const commands = /hint: +.*\b(virsh|clone-server|qemu-img|systemctl)\b/s.test(recover.stderr)
   const states = /"state": ?"needs operator"/.test(status.stdout)
   const reason = recover.stderr.split('\n')[0] ?? ''
   return recover.exitCode === 14 && commands && states
