@@ -83,6 +83,7 @@ const good: Cell = {
   operator: false,
   happened: 'clone pull: succeeds, pid 17 | 20261120T030007Z-4f2a',
   exit: 0,
+  said: '',
   seconds: 1.25,
   pulled: true,
 }

@@ -10,7 +10,7 @@ function verdict({ wrong, operator }: Cell): string {
 }
 
 export function line(cell: Cell): string {
-  const { scenario, happened, exit, seconds, pulled, wrong } = cell
+  const { scenario, happened, exit, said, seconds, pulled, wrong } = cell
   const words = [
     verdict(cell).padEnd(8),
     scenario.name.padEnd(31),
@@ -19,7 +19,8 @@ export function line(cell: Cell): string {
     pulled ? 'pull ok' : '       ',
     `${scenario.step}: ${scenario.fault} -> ${happened}`,
   ]
-  return [words.join('  ').trimEnd(), ...wrong.map(one => `         ${one}`)].join('\n')
+  const more = [said, ...wrong].filter(one => one !== '').map(one => `          ${one}`)
+  return [words.join('  ').trimEnd(), ...more].join('\n')
 }
 
 export function summary(cells: readonly Cell[]): string {

@@ -56,8 +56,8 @@ export class Runner implements AsyncDisposable {
     ])
     const wrong = [...state.wrong, ...(happened.wrong ?? [])]
     if (happened.puller && !result) wrong.push('the puller did not end')
-    if (result && NEVER_EXITS.includes(result.exitCode))
-      wrong.push(`exit ${result.exitCode}: ${result.stderr}`)
+    if (result && !mayEndSo(happened, result.exitCode))
+      wrong.push(`${happened.puller?.what ?? ''} exits ${result.exitCode}: ${result.stderr}`)
     if (state.operator && scenario.operator !== true)
       wrong.push(`left to an operator: ${state.reason ?? ''}`)
     const settled = state.wrong.length === 0 && !state.operator
@@ -75,6 +75,7 @@ export class Runner implements AsyncDisposable {
       operator: state.operator,
       happened: describe(happened, result, state),
       exit: result?.exitCode,
+      said: result?.stderr.split('\n')[0] ?? '',
       seconds: happened.seconds ?? state.seconds,
       pulled: settled && due,
     }
@@ -157,6 +158,10 @@ async function pullFaults({ lab }: World): Promise<string[]> {
   return exitCode === 0 ? [] : [`the next pull exits ${exitCode}: ${stderr}`]
 }
 
+function mayEndSo({ exits }: Happened, exit: number): boolean {
+  return exits ? exits.includes(exit) : !NEVER_EXITS.includes(exit)
+}
+
 function describe(happened: Happened, result: CommandResult | undefined, state: Settled): string {
   const words: string[] = []
   if (happened.puller && result) words.push(`${happened.puller.what}: ${endOf(result)}`)
@@ -179,7 +184,7 @@ async function within<T>(ms: number, promise: Promise<T>): Promise<T | undefined
 }
 
 function failed(scenario: Scenario, wrong: readonly string[]): Cell {
-  const nothing = { operator: false, exit: undefined, seconds: undefined, pulled: false }
+  const nothing = { operator: false, exit: undefined, said: '', seconds: undefined, pulled: false }
   return { scenario, wrong, happened: '', ...nothing }
 }
 

@@ -37,6 +37,8 @@ export interface Chance {
 export interface Happened {
   /** The puller or the operator's command whose exit status the table shows. */
   readonly puller?: { readonly what: string; readonly result: Promise<CommandResult> }
+  /** How it may end; any way but an internal error when left out. */
+  readonly exits?: readonly number[]
   /** What the table says besides. */
   readonly note?: string
   /** Seconds until the domain was on its bases, when the row has measured them itself. */
@@ -55,6 +57,8 @@ export interface Cell {
   readonly operator: boolean
   readonly happened: string
   readonly exit: number | undefined
+  /** Its sentence, when it failed. */
+  readonly said: string
   /** From the fault until the domain was on its bases. */
   readonly seconds: number | undefined
   /** Whether the next pull was tried. */
