@@ -1,11 +1,11 @@
 // What happens to the source host: its power, its network, the file system of its overlays.
 
-import { CALLS } from './holds.ts'
+import { sourceConfig } from '../lab/world.ts'
+import { CALLS, type HeldStep } from './holds.ts'
 import type { Happened, Scenario } from './scenario.ts'
 import type { World } from './world.ts'
 
 async function cutPower(world: World): Promise<void> {
-  await world.note()
   world.strike()
   await world.lab.powerCut('source')
   await world.lab.boot('source')
@@ -14,15 +14,23 @@ async function cutPower(world: World): Promise<void> {
 
 async function powerCutCopying(world: World): Promise<Happened> {
   const puller = await world.heldPull()
+  await world.note()
   await cutPower(world)
   puller.release()
   return { puller }
 }
 
-async function powerCutMerging(world: World, when: 'before' | 'after'): Promise<Happened> {
-  const hold = await world.hold(when, CALLS.merge)
+async function powerCutAt(
+  world: World,
+  step: HeldStep,
+  when: 'before' | 'after',
+): Promise<Happened> {
+  await world.note()
+  const hold = await world.hold(when, CALLS[step])
   const puller = world.stockClient()
   await hold.reached()
+  // A guest that is frozen cannot be asked; what it had synced before is asked for above.
+  if (step !== 'snapshot') await world.note()
   await cutPower(world)
   return { puller }
 }
@@ -42,14 +50,6 @@ mkfs.ext4 -q -F /var/lib/small.img
 mkdir -p ${SMALL}
 mount -o loop /var/lib/small.img ${SMALL}
 chmod 777 ${SMALL}`
-const ON_SMALL = `
-listen: { tcp: { host: 10.77.77.1, insecure: true } }
-domains: { mydomain: { overlayDir: ${SMALL} } }
-`
-const AS_BEFORE = `
-listen: { tcp: { host: 10.77.77.1, insecure: true } }
-domains: { mydomain: {} }
-`
 const FILL = `fallocate -l $(($(df --output=avail -B1 ${SMALL} | tail -n 1) - 4096)) ${SMALL}/filler`
 
 /** Somebody else fills the file system of the overlays: QEMU pauses the guest at its next write. */
@@ -59,7 +59,7 @@ async function overlaySpaceGone(world: World): Promise<Happened> {
   // libvirt gives each QEMU mounts of its own: one that runs already does not see the new file system.
   await lab.source(['virsh', '-q', 'destroy', 'mydomain'])
   await world.startGuest()
-  await world.configure(ON_SMALL)
+  await world.configure(sourceConfig(`overlayDir: ${SMALL}`))
   const puller = await world.heldPull()
   await world.note()
   world.strike()
@@ -74,11 +74,20 @@ async function overlaySpaceGone(world: World): Promise<Happened> {
     note: paused,
     async afterwards() {
       await lab.source(['rm', '-f', `${SMALL}/filler`])
-      await world.configure(AS_BEFORE)
+      await world.configure(sourceConfig())
       await lab.source(['sh', '-c', `umount ${SMALL} && rm /var/lib/small.img`])
     },
   }
 }
+
+const POWER = [
+  ['snapshot', 'before'],
+  ['snapshot', 'after'],
+  ['merge', 'before'],
+  ['merge', 'after'],
+  ['pivot', 'before'],
+  ['pivot', 'after'],
+] as const
 
 export const HOST: readonly Scenario[] = [
   {
@@ -90,13 +99,13 @@ export const HOST: readonly Scenario[] = [
     sample: true,
     run: powerCutCopying,
   },
-  ...(['before', 'after'] as const).map(when => ({
-    name: `power-merge-${when}`,
-    step: `merge, ${when} its block job is started`,
+  ...POWER.map(([step, when]) => ({
+    name: `power-${step}-${when}`,
+    step: `${step}, ${when} virsh`,
     fault: 'power cut of the source; serve started, the guest not',
     leaves: 'shut off' as const,
     pull: true,
-    run: (world: World) => powerCutMerging(world, when),
+    run: (world: World) => powerCutAt(world, step, when),
   })),
   {
     name: 'network-copy',

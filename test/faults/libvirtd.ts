@@ -176,7 +176,6 @@ export const LIBVIRTD: readonly Scenario[] = [
       fault: FAULT,
       sample: true,
       pull: true,
-      operator: window === 'pivot',
       run: (world: World) => killInWindow(world, window),
     },
     ...DELAYS[window].map(ms => ({
@@ -184,7 +183,6 @@ export const LIBVIRTD: readonly Scenario[] = [
       step: `${window}, ${ms} ms into virsh`,
       fault: FAULT,
       pull: true,
-      operator: window === 'pivot',
       run: (world: World) => killAfter(world, window, ms),
     })),
   ]),

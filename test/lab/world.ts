@@ -12,10 +12,21 @@ export const VDB = `${IMAGES}/mydomain-vdb.qcow2`
 export const CLONE = '/var/lib/nbd-clone/clones/mydomain'
 export const NBD = 'nbd+unix:///mydomain/vda?socket=/run/nbd-clone/nbd.sock'
 
-const SOURCE_CONFIG = `
-listen: { tcp: { host: 10.77.77.1, insecure: true } }
-domains: { mydomain: {} }
+const RESTART_LIBVIRT = '/var/lib/restart-libvirt'
+const RESTART_SCRIPT = `#!/bin/sh
+kill $(pidof libvirtd)
+while pidof libvirtd >/dev/null; do sleep 0.1; done
+exec libvirtd -d
 `
+
+/** source.yaml on the source. @param settings of mydomain, as in YAML's braces */
+export function sourceConfig(settings = ''): string {
+  return `
+listen: { tcp: { host: 10.77.77.1, insecure: true } }
+restartLibvirt: [sh, ${RESTART_LIBVIRT}]
+domains: { mydomain: {${settings}} }
+`
+}
 const STANDBY_CONFIG = `
 sources: { alpha: { transport: tcp, host: source, insecure: true, gate: ssh } }
 domains: { mydomain: { source: alpha, rpo: 4h } }
@@ -74,11 +85,12 @@ export async function startServe(lab: Lab, path?: string): Promise<Serve> {
 
 /** A lab with both configurations written; serve is not started. */
 export async function startWorld(
-  sourceConfig = SOURCE_CONFIG,
+  config = sourceConfig(),
   standbyConfig = STANDBY_CONFIG,
 ): Promise<Lab> {
   const lab = await startLab()
-  await lab.writeFile('source', '/etc/nbd-clone/source.yaml', sourceConfig)
+  await lab.writeFile('source', '/etc/nbd-clone/source.yaml', config)
+  await lab.writeFile('source', RESTART_LIBVIRT, RESTART_SCRIPT)
   await lab.writeFile('standby', '/etc/nbd-clone/standby.yaml', standbyConfig)
   return lab
 }
