@@ -120,7 +120,6 @@ const DEEDS: readonly Deed[] = [
   {
     name: 'redefine',
     fault: 'define with the old XML',
-    sample: true,
     act: async world => {
       await virsh(world, 'define', DEFINITION)
       return undefined

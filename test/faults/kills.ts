@@ -73,7 +73,6 @@ const SAMPLE = [
   'kill-virsh-freeze-before',
   'kill-virsh-merge-after',
   'kill-serve-pivot-after',
-  'kill-serve-merge-second',
 ]
 
 function row(place: string, step: string, victim: Killed, run: Scenario['run']): Scenario {

@@ -6,6 +6,7 @@ import { GUEST } from './guest.ts'
 import { HOST } from './host.ts'
 import { KILLS } from './kills.ts'
 import { LIBVIRTD } from './libvirtd.ts'
+import { OFF } from './off.ts'
 import { RANDOM } from './random.ts'
 import type { Scenario } from './scenario.ts'
 
@@ -15,6 +16,7 @@ export const SCENARIOS: readonly Scenario[] = [
   ...GUEST,
   ...HOST,
   ...ADMIN,
+  ...OFF,
   ...CLIENT,
   ...RANDOM,
 ]

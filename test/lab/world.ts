@@ -12,7 +12,8 @@ export const VDB = `${IMAGES}/mydomain-vdb.qcow2`
 export const CLONE = '/var/lib/nbd-clone/clones/mydomain'
 export const NBD = 'nbd+unix:///mydomain/vda?socket=/run/nbd-clone/nbd.sock'
 
-const RESTART_LIBVIRT = '/var/lib/restart-libvirt'
+/** A script on the source that restarts its libvirtd. */
+export const RESTART_LIBVIRT = '/var/lib/restart-libvirt'
 const RESTART_SCRIPT = `#!/bin/sh
 kill $(pidof libvirtd)
 while pidof libvirtd >/dev/null; do sleep 0.1; done
