@@ -9,7 +9,12 @@ import { readBlockJobs, readChains } from '../server/libvirt/graph.ts'
 import { readDomainXml } from '../server/libvirt/domain-xml.ts'
 import { openMonitorSocket } from '../server/libvirt/monitor.ts'
 import { definitionOnBase, onBackingStore, statusPid } from '../server/libvirt/on-base.ts'
+import { createLadder, type MergePolicy } from '../server/session/ladder.ts'
 import { verdictOn, type DiskFacts, type Verdict } from '../server/session/verdict.ts'
+import type { Virsh } from '../server/libvirt/virsh.ts'
+import { createLog } from '../shared/log.ts'
+
+const silent = createLog('test', 'silent')
 
 const frozen: DiskFacts = {
   overlay: 'ours',
@@ -120,6 +125,57 @@ t.test(
       () => onBackingStore(strange, [overlay]),
       /does not say that it lies on \/dev\/vg\/web/,
     )
+  },
+)
+
+t.test(
+  'a merge that does not end: alarm, then all bandwidth, then a short pause if allowed',
+  async t => {
+    const said: string[] = []
+    let ready = false
+    const monitor = {
+      execute: (
+        { execute }: { execute: string },
+        shape: { parse: (value: unknown) => unknown },
+      ) => {
+        if (execute === 'query-block-jobs')
+          return Promise.resolve(
+            shape.parse([{ device: 'commit-vda-x', type: 'commit', ready: (ready = true) }]),
+          )
+        said.push(execute)
+        return Promise.resolve(shape.parse({}))
+      },
+    }
+    const virsh = { monitor: () => monitor } as unknown as Virsh
+    const ladder = (policy: MergePolicy) =>
+      createLadder(virsh, silent, 'web', 'vda', policy, step => {
+        said.push(`journal: ${step}`)
+        return Promise.resolve()
+      })
+    const climbed = async (policy: MergePolicy, ...seconds: number[]): Promise<string[]> => {
+      said.length = 0
+      const one = ladder(policy)
+      for (const at of seconds) await one.climb(at * 1000, 'commit-vda-x')
+      return [...said]
+    }
+    const policy = { bandwidth: 0, alarm: 10_000, pause: 0 }
+    t.strictSame(await climbed(policy, 0, 9), [], 'in time')
+    t.strictSame(await climbed(policy, 9, 10, 60, 600), ['journal: alarm'], 'said once')
+    t.strictSame(
+      await climbed({ ...policy, bandwidth: 5 }, 10, 60),
+      ['journal: alarm', 'block-job-set-speed'],
+      'a limit is lifted',
+    )
+    t.strictSame(
+      await climbed({ ...policy, pause: 500 }, 10, 19, 20, 29, 30),
+      [
+        'journal: alarm',
+        ...['journal: suspend', 'stop', 'cont', 'journal: resume'],
+        ...['journal: suspend', 'stop', 'cont', 'journal: resume'],
+      ],
+      'paused after twice the time, and again after it',
+    )
+    t.ok(ready)
   },
 )
 

@@ -3,6 +3,7 @@
 import { readFile } from 'node:fs/promises'
 import { setTimeout as delay } from 'node:timers/promises'
 import { Failure } from '../../shared/failures.ts'
+import { processStart } from '../../shared/host/process.ts'
 import { killIfThere } from '../session/recover.ts'
 import type { NbdServer } from './process.ts'
 
@@ -10,7 +11,7 @@ const LOOK_MS = 500
 
 /** Watches the nbd-server process whose hook called. @throws Failure SOURCE_REFUSED when it is none */
 export async function watchProcess(pid: number): Promise<NbdServer> {
-  const born = await startTime(pid)
+  const born = await processStart(pid)
   const command = (await readFile(`/proc/${pid}/comm`, 'utf8').catch(() => '')).trim()
   // An orphaned hook has another parent, which must never be taken for the connection and killed with it.
   if (born === undefined || command !== 'nbd-server')
@@ -20,23 +21,16 @@ export async function watchProcess(pid: number): Promise<NbdServer> {
     )
   let running = true
   const ended = (async () => {
-    while ((await startTime(pid)) === born) await delay(LOOK_MS, undefined, { ref: false })
+    while ((await processStart(pid)) === born) await delay(LOOK_MS, undefined, { ref: false })
     running = false
   })()
   return {
     pid,
     isRunning: () => running,
     async kill() {
-      if ((await startTime(pid)) === born) killIfThere(pid)
+      if ((await processStart(pid)) === born) killIfThere(pid)
       await ended
     },
     ended,
   }
-}
-
-/** Start time of a process in clock ticks since boot, which tells a reused pid; undefined when it is gone. */
-async function startTime(pid: number): Promise<string | undefined> {
-  const text = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => undefined)
-  const fields = text?.slice(text.lastIndexOf(')') + 2).split(' ')
-  return fields?.[0] === 'Z' ? undefined : fields?.[19]
 }

@@ -9,6 +9,7 @@ import type { HostName } from './names.ts'
 import { waitFor } from './processes.ts'
 import {
   guestWrites,
+  journalSteps,
   NBD,
   sourceFaults,
   startServe,
@@ -287,6 +288,27 @@ t.test('the limits of a session', async t => {
       const reason = /usable above the reserve \(overlay\.reserve\)/
       t.match((await status()).refusals, [{ export: 'mydomain/vda', reason }])
       t.match((await server('status')).stdout, /^mydomain: refused mydomain\/vda at 20.*overlay/m)
+    },
+  )
+
+  t.test(
+    'a merge is as fast as allowed; one that takes long is told, and gets all bandwidth',
+    async t => {
+      await restart('{ merge: { bandwidth: 1, alarm: 3s } }')
+      t.equal((await server('session', 'open', 'mydomain')).exitCode, 0)
+      await lab.guest(['dd', 'if=/dev/urandom', 'of=/data/a/much', 'bs=1M', 'count=12'])
+      await lab.guest(['sync'])
+      const closing = server('session', 'close', 'mydomain')
+      await waitFor('the alarm', 30, async () =>
+        /merging: the merge of disk vda of mydomain has taken \d+ s/.test(
+          (await server('status')).stdout,
+        ),
+      )
+      t.equal((await closing).exitCode, 0)
+      t.ok((await journalSteps(lab)).includes('alarm'))
+      t.equal(serve.count('the merge takes long, its bandwidth limit is lifted'), 1)
+      await untilOnBases(lab, 10)
+      await lab.guest(['rm', '/data/a/much'])
     },
   )
 })
