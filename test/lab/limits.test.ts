@@ -306,7 +306,7 @@ t.test('the limits of a session', async t => {
       )
       t.equal((await closing).exitCode, 0)
       t.ok((await journalSteps(lab)).includes('alarm'))
-      t.equal(serve.count('the merge takes long, its bandwidth limit is lifted'), 1)
+      t.ok(serve.count('the merge takes long, its bandwidth limit is lifted') > 0)
       await untilOnBases(lab, 10)
       await lab.guest(['rm', '/data/a/much'])
     },
