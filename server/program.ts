@@ -70,7 +70,7 @@ export function program(argv: readonly string[], actions: Actions): Argv {
   const base: Argv<Globals> = yargs([...argv])
     .scriptName('clone-server')
     .usage(
-      '$0 COMMAND\n\nThe source side of nbd-clone: exports the disks of running libvirt domains, frozen.',
+      '$0 COMMAND\n\nThe source side of nbd-clone: exports the disks of libvirt domains, frozen at one instant.',
     )
     .option('config', { type: 'string', default: DEFAULT_CONFIG, describe: 'configuration file' })
     .option('json', { type: 'boolean', default: false, describe: 'one JSON object on stdout' })
@@ -201,7 +201,10 @@ export function program(argv: readonly string[], actions: Actions): Argv {
       'clone-server session open mydomain',
       'freeze it, copy with any NBD client, then close',
     )
-    .example('clone-server recover', 'after a crash: bring all domains back onto their bases')
+    .example(
+      'clone-server recover',
+      'after a crash, with serve running: bring all domains back onto their bases',
+    )
     .epilogue(exitStatusHelp())
     .demandCommand(1, 'a command is needed')
     .strict()

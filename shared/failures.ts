@@ -160,7 +160,7 @@ export function toFailure(error: unknown): Failure {
 }
 
 /**
- * Severity order for several domains (contracts: the worst wins); what is not listed comes after. An interruption outweighs
+ * Severity order for several domains (the worst wins); what is not listed comes after. An interruption outweighs
  * all but a source that is left on an overlay.
  */
 const SEVERITY = [13, 14, 130, 21, 22, 23, 20, 12, 11, 10, 31, 30, 75]

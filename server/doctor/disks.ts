@@ -3,7 +3,7 @@
 import { access, constants } from 'node:fs/promises'
 import { exportability, readDomainXml, type DomainDisk } from '../libvirt/domain-xml.ts'
 import { checkWhole, exportedSize } from '../session/images.ts'
-import { isOpen, type SessionDiskRecord } from '../session/journal.ts'
+import { definitionBefore, isOpen, type SessionDiskRecord } from '../session/journal.ts'
 import { overlayPath } from '../session/preflight.ts'
 import type { DomainFacts, Known } from './domain.ts'
 import { fail, pass, type Outcome } from './finding.ts'
@@ -11,7 +11,7 @@ import { overlayPartsOf } from './leftovers.ts'
 
 /** The disks as they were before the session that is on, if one is. */
 function disksOf({ journal }: DomainFacts, { live }: Known): readonly DomainDisk[] {
-  return journal && isOpen(journal) ? readDomainXml(journal.intent.liveXml).disks : live.disks
+  return journal && isOpen(journal) ? readDomainXml(definitionBefore(journal)).disks : live.disks
 }
 
 /** What can be said of a disk from XML alone. */
@@ -27,7 +27,7 @@ export function judgeDisk(
   if (source !== undefined && overlayPartsOf(source))
     return fail(
       `${target} is on ${source}, an overlay of ours that no open journal names`,
-      `virsh blockcommit ${domain} ${target} --active --pivot --wait --top ${source} --base BASE, with BASE from: qemu-img info -U ${source}`,
+      `clone-server recover ${domain} --merge-overlays, while the domain runs (virsh start --paused ${domain})`,
       'NEEDS_OPERATOR',
     )
   if (verdict.kind === 'refuse')

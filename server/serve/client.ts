@@ -18,7 +18,8 @@ export async function connectToServe(socketPath: string, role: Role): Promise<So
       reject(
         new Failure('SOURCE_UNREACHABLE', message, {
           cause: error,
-          remedy: 'start it: clone-server serve',
+          remedy:
+            'systemctl start clone-server; without the unit, in a terminal that stays: clone-server serve',
         }),
       )
     })

@@ -7,7 +7,7 @@ import { exportability, readDomainXml, type DomainXml } from '../libvirt/domain-
 import { createDomainSessions, type DomainSessions } from '../session/domain.ts'
 import type { Lease } from '../session/lease.ts'
 import { createQueue } from '../session/queue.ts'
-import { isOpen, journaledDomains, readJournal } from '../session/journal.ts'
+import { definitionBefore, isOpen, journaledDomains, readJournal } from '../session/journal.ts'
 import { recoverDomain } from '../session/recover.ts'
 import { readXml } from '../session/preflight.ts'
 import type { Source } from '../source.ts'
@@ -48,8 +48,7 @@ export function createDomains(source: Source): Domains {
   async function xmlOf(domain: string): Promise<DomainXml> {
     const journal = await readJournal(paths.journals, domain)
     if (!journal || !isOpen(journal)) return readDomainXml(await readXml(virsh, domain, []))
-    const { liveXml, inactiveXml } = journal.intent
-    return readDomainXml(liveXml === '' ? inactiveXml : liveXml)
+    return readDomainXml(definitionBefore(journal))
   }
 
   async function recover(

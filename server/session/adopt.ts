@@ -2,11 +2,13 @@
 // whose journal was lost. They get a journal, and are then settled like any other.
 
 import { Failure } from '../../shared/failures.ts'
+import { openersOf } from '../../shared/host/openers.ts'
 import { newRecoveryPointId } from '../../shared/names.ts'
 import { readDomainXml, type DomainDisk } from '../libvirt/domain-xml.ts'
 import { readChains, readNodes, type Chain, type Node } from '../libvirt/graph.ts'
 import { onBackingStore } from '../libvirt/on-base.ts'
 import { findQemu } from '../libvirt/qemu-process.ts'
+import { excludedDisks } from '../config/schema.ts'
 import type { Source } from '../source.ts'
 import { refuse } from './images.ts'
 import { recordStep, startJournal, type SessionDiskRecord } from './journal.ts'
@@ -40,7 +42,18 @@ export async function mergeForeignOverlays(source: Source, domain: string): Prom
     )
   const monitor = virsh.monitor(domain)
   const [chains, nodes] = [await readChains(monitor), await readNodes(monitor)]
-  const disks = live.disks.flatMap(disk => overlaid(domain, disk, chains, nodes))
+  const excluded = excludedDisks(source.config, domain)
+  const disks = live.disks
+    .filter(disk => !excluded.includes(disk.target))
+    .flatMap(disk => overlaid(domain, disk, chains, nodes))
+  for (const { target, base } of disks) {
+    const other = (await openersOf(base)).find(opener => opener.pid !== qemu.pid)
+    if (other)
+      refuse(
+        `disk ${target} of ${domain}: ${other.command} (pid ${other.pid}) has ${base} open too`,
+        'is it a template? then nothing may be merged into it; else end that process first',
+      )
+  }
   if (disks.length === 0) return false
 
   const instant = new Date()

@@ -79,6 +79,11 @@ export function journalFile(directory: string, domain: string): string {
   return `${directory}/${domain}.journal`
 }
 
+/** The domain's XML from before the session: the running domain's, or the definition of one that was off. */
+export function definitionBefore({ intent }: Journal): string {
+  return intent.liveXml === '' ? intent.inactiveXml : intent.liveXml
+}
+
 /** The domains that have a journal in this directory, in order. */
 export async function journaledDomains(directory: string): Promise<string[]> {
   const files = await readdir(directory).catch(() => [])
