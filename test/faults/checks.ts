@@ -30,7 +30,7 @@ export async function lookAtSource({ lab }: World): Promise<SourceLook> {
     'timeout 5 virsh -q domblklist mydomain 2>&1',
     'timeout 5 virsh -q domblklist --inactive mydomain 2>&1',
     OVERLAYS,
-    `tail -n 1 ${JOURNAL} 2>/dev/null`,
+    `tail -n 1 ${JOURNAL} 2>/dev/null || true`,
   ]
   const { stdout } = await lab.source(['sh', '-c', commands.join('; echo ==; ')])
   const [state = '', live = '', inactive = '', overlays = '', journal = ''] = stdout.split('==')
