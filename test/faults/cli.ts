@@ -46,6 +46,8 @@ async function main(): Promise<number> {
   const rows = chosen(options.only?.split(','))
   if (rows.length === 0)
     throw new Failure('USAGE', `no row is called ${options.only ?? ''}`, { remedy: 'see --list' })
+  if (options.save && options.only !== undefined)
+    throw new Failure('USAGE', '--save writes the whole table, so it does not go with --only')
   if (options.list) {
     for (const { name, step, fault } of rows) say(`${name.padEnd(32)} ${step}: ${fault}`)
     return 0
