@@ -32,14 +32,18 @@ const options = await yargs(hideBin(process.argv))
 
 const stop = new AbortController()
 for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const)
-  process.on(name, () => stop.abort(new Failure('INTERRUPTED', `ended by ${name}`)))
+  process.on(name, () => {
+    process.stderr.write('test:faults: taking the lab down\n')
+    stop.abort(new Failure('INTERRUPTED', `ended by ${name}`, { remedy: 'nothing of it is left' }))
+  })
 
 try {
   process.exitCode = await main()
 } catch (error) {
   const failure = toFailure(error)
   process.stderr.write(`${describeFailure('test:faults', failure)}\n`)
-  process.exitCode = failure.exit
+  // The row that was interrupted has still something to wait for.
+  process.exit(failure.exit)
 }
 
 async function main(): Promise<number> {

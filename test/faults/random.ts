@@ -19,7 +19,9 @@ const VICTIMS: readonly Victim[] = [
 ]
 
 /** Pulls one after the other until it is told to stop. */
-function keepPulling(world: World): { current: () => Puller; stop: () => Promise<number[]> } {
+function keepPulling(
+  world: World,
+): { current: () => Puller; stop: () => Promise<number[]> } & Disposable {
   const exits: number[] = []
   const stop = new AbortController()
   let current = world.pull()
@@ -38,6 +40,8 @@ function keepPulling(world: World): { current: () => Puller; stop: () => Promise
       await pulling
       return exits
     },
+    // Without waiting: a row that fails must not go on pulling.
+    [Symbol.dispose]: () => stop.abort(),
   }
 }
 
@@ -68,7 +72,7 @@ async function breakOne(
 
 async function random(world: World, chance: Chance): Promise<Happened> {
   const rounds = chance.rounds ?? ROUNDS
-  const pulls = keepPulling(world)
+  using pulls = keepPulling(world)
   const killed = new Map<Victim, number>()
   for (let round = 0; round < rounds; round++) {
     await delay(chance.dice() * MOST_MS)

@@ -22,7 +22,7 @@ const NEVER_EXITS = [1, 2]
 
 export class Runner implements AsyncDisposable {
   readonly #chance: Chance
-  #world: World | undefined
+  #world: Promise<World> | undefined
   #sincePull = 0
 
   constructor(chance: Chance) {
@@ -46,8 +46,8 @@ export class Runner implements AsyncDisposable {
   }
 
   async #attempt(scenario: Scenario): Promise<Cell> {
-    this.#world ??= await World.start()
-    const world = this.#world
+    this.#world ??= World.start()
+    const world = await this.#world
     await world.newCell()
     const happened = await scenario.run(world, this.#chance)
     const [state, result] = await Promise.all([
@@ -84,7 +84,8 @@ export class Runner implements AsyncDisposable {
   async #renew(): Promise<void> {
     const world = this.#world
     this.#world = undefined
-    await world?.[Symbol.asyncDispose]()
+    // One that could not be started has left nothing.
+    await (await world?.catch(() => undefined))?.[Symbol.asyncDispose]()
   }
 
   [Symbol.asyncDispose](): Promise<void> {
