@@ -1,8 +1,10 @@
 // The table of faults and its report, without a lab: what it covers, how it is chosen, what a bad cell looks like.
 
+import { createServer } from 'node:net'
+import { join } from 'node:path'
 import t from 'tap'
 import { STEPS } from '../server/session/journal.ts'
-import { withSecondMonitor } from './faults/monitor.ts'
+import { Monitor, withSecondMonitor } from './faults/monitor.ts'
 import { line, page, summary } from './faults/report.ts'
 import { diceOf, type Cell, type Scenario } from './faults/scenario.ts'
 import { chosen, sample, SCENARIOS } from './faults/table.ts'
@@ -112,3 +114,28 @@ t.test('the second monitor leaves the definition otherwise as it was', t => {
   t.match(made, /<name>mydomain<\/name>\n<qemu:commandline>.*<\/qemu:commandline><\/domain>/)
   t.end()
 })
+
+t.test(
+  'a QEMU that goes in the middle of an answer fails the question, and nothing else',
+  async t => {
+    const socket = join(t.testdir(), 'qmp')
+    const server = createServer(qemu => {
+      qemu.write('{"QMP":{}}\n')
+      qemu.on('error', () => undefined)
+      qemu.once('data', () => {
+        qemu.write('{"return":{},"id":1}\n')
+        // What is not read when a unix socket is closed is a reset for the other side.
+        qemu.pause()
+        setTimeout(() => {
+          qemu.write('{"retu')
+          qemu.destroy()
+        }, 200)
+      })
+    })
+    t.teardown(() => server.close())
+    await new Promise<void>(resolve => server.listen(socket, resolve))
+    using monitor = await Monitor.open({ path: () => Promise.resolve(socket) })
+    await t.rejects(monitor.chains(), /QEMU did not answer query-block/)
+    await t.rejects(monitor.chains(), /QEMU went before query-block/)
+  },
+)

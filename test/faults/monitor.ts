@@ -3,17 +3,18 @@
 
 import { connect, type Socket } from 'node:net'
 import { createInterface } from 'node:readline'
+import { setTimeout as delay } from 'node:timers/promises'
 import { z } from 'zod'
 import type { Lab } from '../lab/lab.ts'
 
 const SOCKET = '/tmp/faults-qmp.sock'
 const ANSWER_MS = 10_000
+const OPEN_ATTEMPTS = 5
 
 const message = z.object({
   id: z.number().optional(),
   return: z.unknown().optional(),
   error: z.object({ desc: z.string() }).optional(),
-  event: z.string().optional(),
 })
 
 interface Image {
@@ -47,8 +48,6 @@ export class Monitor implements Disposable {
   readonly #socket: Socket
   readonly #waiting = new Map<number, (answer: z.infer<typeof message> | undefined) => void>()
   #last = 0
-  /** Called for each event with its name. */
-  onEvent: (event: string) => void = () => undefined
 
   private constructor(socket: Socket) {
     this.#socket = socket
@@ -56,26 +55,47 @@ export class Monitor implements Disposable {
     socket.on('close', () => {
       for (const tell of this.#waiting.values()) tell(undefined)
     })
-    createInterface(socket).on('line', line => {
-      const said = message.parse(JSON.parse(line))
-      if (said.event !== undefined) this.onEvent(said.event)
-      if (said.id !== undefined) this.#waiting.get(said.id)?.(said)
-    })
+    // readline passes the socket's errors on as its own.
+    createInterface(socket)
+      .on('error', () => undefined)
+      .on('line', line => this.#hear(line))
   }
 
-  /** @throws when no QEMU of the guest runs on the source */
-  static async open(lab: Lab): Promise<Monitor> {
+  #hear(line: string): void {
+    const said = message.safeParse(parse(line))
+    if (!said.success) return
+    if (said.data.id !== undefined) this.#waiting.get(said.data.id)?.(said.data)
+  }
+
+  /** @throws when no QEMU of the guest answers on the source */
+  static async open(lab: Pick<Lab, 'path'>): Promise<Monitor> {
+    // QEMU may still be busy with the end of the connection before.
+    for (let left = OPEN_ATTEMPTS; ; left--) {
+      try {
+        return await Monitor.#openOnce(lab)
+      } catch (error) {
+        if (left === 0) throw error
+        await delay(100)
+      }
+    }
+  }
+
+  static async #openOnce(lab: Pick<Lab, 'path'>): Promise<Monitor> {
     const path = await lab.path('source', SOCKET)
     const socket = await new Promise<Socket>((resolve, reject) => {
       const dialled = connect(path)
       dialled.once('connect', () => resolve(dialled)).once('error', reject)
     })
     const monitor = new Monitor(socket)
-    await monitor.ask('qmp_capabilities')
+    await monitor.ask('qmp_capabilities').catch((error: unknown) => {
+      monitor[Symbol.dispose]()
+      throw error
+    })
     return monitor
   }
 
   async ask(execute: string, parameters: object = {}): Promise<unknown> {
+    if (this.#socket.destroyed) throw new Error(`QEMU went before ${execute}`)
     const id = ++this.#last
     this.#socket.write(`${JSON.stringify({ execute, arguments: parameters, id })}\n`)
     const answer = await new Promise<z.infer<typeof message> | undefined>(resolve => {
@@ -110,5 +130,14 @@ export class Monitor implements Disposable {
 
   [Symbol.dispose](): void {
     this.#socket.destroy()
+  }
+}
+
+/** undefined when it is no JSON: the last line of a QEMU that was killed may be torn. */
+function parse(line: string): unknown {
+  try {
+    return JSON.parse(line)
+  } catch {
+    return undefined
   }
 }
