@@ -95,7 +95,7 @@ const actions: Actions = {
     }
     const { result } = await askServe(await serveSocket(args), OPERATOR, 'operator.recover', {
       domain,
-      mergeOverlays,
+      ...(mergeOverlays === undefined ? {} : { mergeOverlays: mergeOverlays.split(',') }),
     })
     print(args, 'recover', { domain, result }, `${domain}: ${result}`)
   },

@@ -18,7 +18,7 @@ export interface Actions {
   readonly status: (args: Globals) => Promise<void>
   readonly doctor: (args: Globals & { domains: readonly string[] }) => Promise<void>
   readonly recover: (
-    args: Globals & { domain: string | undefined; mergeOverlays: boolean },
+    args: Globals & { domain: string | undefined; mergeOverlays: string | undefined },
   ) => Promise<void>
   readonly sessionOpen: (args: Globals & { domain: string }) => Promise<void>
   readonly sessionClose: (args: Globals & { domain: string }) => Promise<void>
@@ -100,16 +100,15 @@ export function program(argv: readonly string[], actions: Actions): Argv {
         one
           .positional('domain', { type: 'string', describe: 'libvirt domain; all without it' })
           .option('merge-overlays', {
-            type: 'boolean',
-            default: false,
-            describe: 'merge overlays that are not ours too: you say that they are left-overs',
+            type: 'string',
+            describe: 'disks whose overlays are not ours, and left-overs on your word: vda,vdb',
           })
           .check(({ domain, mergeOverlays }) => {
-            if (mergeOverlays && domain === undefined)
+            if (mergeOverlays !== undefined && domain === undefined)
               throw new Error('--merge-overlays needs the domain that it is for')
             return true
           }),
-      args => actions.recover({ ...args, domain: args.domain }),
+      args => actions.recover({ ...args, domain: args.domain, mergeOverlays: args.mergeOverlays }),
     )
     .command(
       'doctor [domains..]',

@@ -225,7 +225,7 @@ t.test('each disk is exported, left out, or refused with its file and the remedy
   t.match(judge(disk({ source: ours, driver: 'qcow2', hasBacking: true })), {
     verdict: 'fail',
     code: 'NEEDS_OPERATOR',
-    remedy: /recover web --merge-overlays/,
+    remedy: /recover web --merge-overlays vda/,
   })
   t.match(judge(disk(), disk({ source: '/images/other.raw' })), {
     verdict: 'fail',

@@ -175,7 +175,7 @@ t.test(
         { ...both(vda), chains: [[VDA, EXTRA]] },
         'SOURCE_REFUSED',
         /a chain of 2 images/,
-        /recover web --merge-overlays/,
+        /recover web --merge-overlays vda/,
       ],
       [
         { ...both(vda), chains: [] },
@@ -187,7 +187,7 @@ t.test(
         both(disk('vda', `${folder}/x.nbd-clone.qcow2`, '', 'qcow2')),
         'NEEDS_OPERATOR',
         /no journal says why/,
-        /recover web --merge-overlays/,
+        /recover web --merge-overlays vda/,
       ],
       [
         both(disk('vda', VDA, '<mirror type="file"/>')),

@@ -26,12 +26,14 @@ const frozen: DiskFacts = {
   merge: false,
   pivot: false,
   clean: false,
+  elsewhere: false,
   baseWritten: false,
 }
 
 t.test('what becomes of the overlay of a domain that is off', async t => {
   const table: [why: string, facts: Partial<DiskFacts>, verdict: Verdict][] = [
     ['it crashed while frozen', {}, 'commit'],
+    ['it crashed, and somebody repaired the base alone', { baseWritten: true }, 'two histories'],
     ['it crashed in a merge', { merge: true, baseWritten: true }, 'commit'],
     [
       'at a pivot that libvirt did not end',
@@ -54,6 +56,11 @@ t.test('what becomes of the overlay of a domain that is off', async t => {
     ['somebody deleted it', { overlay: 'missing' }, 'gone'],
     ['it is gone, though nothing was merged', { overlay: 'missing', named: false }, 'gone'],
     ['it was merged by hand', { overlay: 'missing', named: false, baseWritten: true }, 'delete'],
+    [
+      'its file system is not mounted',
+      { overlay: 'missing', named: false, elsewhere: true, baseWritten: true },
+      'gone',
+    ],
     ['it was never made', { overlay: 'missing', named: false, frozen: false }, 'delete'],
     ["an admin's snapshot lies on it", { named: false, stacked: true }, 'stacked'],
     ['another image has its name', { overlay: 'strange' }, 'strange'],
@@ -133,6 +140,7 @@ t.test(
   async t => {
     const said: string[] = []
     let ready = false
+    let paused = false
     const monitor = {
       execute: (
         { execute }: { execute: string },

@@ -206,12 +206,6 @@ export function domainSettings(config: SourceConfig, domain: string): DomainSett
   return { disks: {}, ...values } as unknown as DomainSettings
 }
 
-/** Targets that source.yaml excludes; none of a domain that it does not list. */
-export function excludedDisks(config: SourceConfig, domain: string): string[] {
-  const disks = Object.hasOwn(config.domains, domain) ? config.domains[domain]?.disks : undefined
-  return Object.entries(disks ?? {}).flatMap(([target, one]) => (one.exclude ? [target] : []))
-}
-
 /** How the overlays of a domain are merged, also of one that is no longer listed. */
 export function mergePolicy(config: SourceConfig, domain: string): MergePolicy {
   return Object.hasOwn(config.domains, domain)

@@ -27,7 +27,7 @@ export function judgeDisk(
   if (source !== undefined && overlayPartsOf(source))
     return fail(
       `${target} is on ${source}, an overlay of ours that no open journal names`,
-      `clone-server recover ${domain} --merge-overlays, while the domain runs (virsh start --paused ${domain})`,
+      `clone-server recover ${domain} --merge-overlays ${target}, while the domain runs (virsh start --paused ${domain})`,
       'NEEDS_OPERATOR',
     )
   if (verdict.kind === 'refuse')

@@ -150,7 +150,7 @@ export function exportability(domain: string, disk: DomainDisk, excluded: boolea
   if (disk.hasBacking)
     return refuse(
       'it has a backing file, so its image alone is not a whole disk',
-      `flatten it: virsh blockpull ${domain} ${disk.target} --wait; or, if ${disk.source} is a left-over overlay: clone-server recover ${domain} --merge-overlays`,
+      `flatten it: virsh blockpull ${domain} ${disk.target} --wait; or, if ${disk.source} is a left-over overlay: clone-server recover ${domain} --merge-overlays ${disk.target}`,
     )
   return { kind: 'export', format: disk.driver, base: disk.source }
 }

@@ -75,10 +75,14 @@ export async function readChains(monitor: Monitor): Promise<Chain[]> {
   return devices.flatMap(({ inserted }) => (inserted ? [chainOf(inserted.image)] : []))
 }
 
+/** QEMU's word for what the guest does: `running`, `paused`, `io-error`, … (QMP query-status). */
+export async function readRunState(monitor: Monitor): Promise<string> {
+  return (await monitor.execute({ execute: 'query-status' }, queryStatus)).status
+}
+
 /** The chains of the disks whose last write found no space, when QEMU has stopped the guest for such an error. */
 export async function readStoppedForSpace(monitor: Monitor): Promise<Chain[]> {
-  const { status } = await monitor.execute({ execute: 'query-status' }, queryStatus)
-  if (status !== 'io-error') return []
+  if ((await readRunState(monitor)) !== 'io-error') return []
   const devices = await monitor.execute({ execute: 'query-block' }, queryBlock)
   const full = devices.filter(device => device['io-status'] === 'nospace')
   return full.flatMap(({ inserted }) => (inserted ? [chainOf(inserted.image)] : []))

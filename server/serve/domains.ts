@@ -6,7 +6,7 @@ import { domainSettings } from '../config/schema.ts'
 import { exportability, readDomainXml, type DomainXml } from '../libvirt/domain-xml.ts'
 import { createDomainSessions, type DomainSessions } from '../session/domain.ts'
 import type { Lease } from '../session/lease.ts'
-import { createQueue } from '../session/queue.ts'
+import { createQueue, type Exclusive } from '../session/queue.ts'
 import { definitionBefore, isOpen, journaledDomains, readJournal } from '../session/journal.ts'
 import { recoverDomain } from '../session/recover.ts'
 import { readXml } from '../session/preflight.ts'
@@ -22,9 +22,12 @@ export interface Domains {
   targets(domain: string): Promise<readonly string[]>
   findLease(token: string): Lease | undefined
   /** Settles the domain's journal, also of a domain that is no longer listed. */
-  recover(domain: string, mergeOverlays?: boolean): ReturnType<DomainSessions['recover']>
-  /** Settles every journal that is open; one that resists is tried again less and less often. Never rejects. */
-  recoverAll(): Promise<void>
+  recover(domain: string, mergeOverlays?: readonly string[]): ReturnType<DomainSessions['recover']>
+  /**
+   * Settles every journal that is open; one that resists is tried again less and less often.
+   * @param all whether to wait until each has been tried; then it never rejects
+   */
+  recoverAll(all: boolean): Promise<void>
 }
 
 /** A journal that could not be settled is tried again after so long, then after twice as long, and so on. */
@@ -40,9 +43,9 @@ export function createDomains(source: Source): Domains {
     Object.keys(config.domains).map(name => [name, createDomainSessions(source, name)]),
   )
   const known = new Map<string, { at: number; targets: Promise<readonly string[]> }>()
-  const unlisted = createQueue()
+  const unlisted = new Map<string, Exclusive>()
   const resisting = new Map<string, { wait: number; next: number; reason: string }>()
-  let recovering: Promise<void> | undefined
+  const recovering = new Map<string, Promise<unknown>>()
 
   /** While overlays of ours are on, libvirt shows them; the domain's disks are those that were there before. */
   async function xmlOf(domain: string): Promise<DomainXml> {
@@ -53,12 +56,14 @@ export function createDomains(source: Source): Domains {
 
   async function recover(
     domain: string,
-    mergeOverlays = false,
+    mergeOverlays: readonly string[] = [],
   ): ReturnType<DomainSessions['recover']> {
     const listed = sessions.get(domain)
     if (listed) return listed.recover(mergeOverlays)
     checkName('domain', domain)
-    return unlisted(async () =>
+    const queue = unlisted.get(domain) ?? createQueue()
+    unlisted.set(domain, queue)
+    return queue(async () =>
       (await recoverDomain(source, domain, mergeOverlays)) ? 'recovered' : 'nothing to do',
     )
   }
@@ -72,16 +77,22 @@ export function createDomains(source: Source): Domains {
       log.error({ domain, error: failure }, 'not recovered, its exports are blocked')
   }
 
-  async function recoverEach(): Promise<void> {
+  /** @param all whether to wait until each has been tried */
+  async function recoverEach(all: boolean): Promise<void> {
     const left = await journaledDomains(paths.journals)
     const due = left.filter(domain => (resisting.get(domain)?.next ?? 0) <= Date.now())
-    const attempts = due.map(domain =>
-      recover(domain).then(
-        () => resisting.delete(domain),
-        (error: unknown) => resist(domain, toFailure(error)),
-      ),
-    )
-    await Promise.all(attempts)
+    // One that takes hours holds up no other.
+    for (const domain of due.filter(one => !recovering.has(one)))
+      recovering.set(
+        domain,
+        recover(domain)
+          .then(
+            () => resisting.delete(domain),
+            (error: unknown) => resist(domain, toFailure(error)),
+          )
+          .finally(() => recovering.delete(domain)),
+      )
+    if (all) await Promise.all(recovering.values())
   }
 
   return {
@@ -119,9 +130,6 @@ export function createDomains(source: Source): Domains {
       return undefined
     },
     recover,
-    recoverAll() {
-      recovering ??= recoverEach().finally(() => (recovering = undefined))
-      return recovering
-    },
+    recoverAll: recoverEach,
   }
 }

@@ -64,7 +64,7 @@ export async function serve(source: Source, signal: AbortSignal, ready: () => vo
   })
   await listen(control, paths.serveSocket, cleanup)
   // A domain that cannot be recovered must not keep the others from being served: each begin recovers its own first.
-  void domains.recoverAll()
+  void domains.recoverAll(false)
   cleanup.defer(() => stopAll(domains))
   cleanup.defer(() => notify.stopping())
 
@@ -84,7 +84,7 @@ export async function serve(source: Source, signal: AbortSignal, ready: () => vo
     notify.alive()
     if (Date.now() - recovered > RECOVER_EVERY_MS) {
       recovered = Date.now()
-      void domains.recoverAll()
+      void domains.recoverAll(false)
     }
     await delay(TICK_MS, undefined, { signal }).catch(() => undefined)
   }
@@ -95,7 +95,7 @@ export async function serve(source: Source, signal: AbortSignal, ready: () => vo
 async function stopAll(domains: Domains): Promise<void> {
   const stopping = new Failure('SOURCE_REFUSED', 'clone-server serve on the source is stopping')
   const stopped = await Promise.allSettled(domains.all().map(one => one.stop(stopping)))
-  await domains.recoverAll()
+  await domains.recoverAll(true)
   for (const one of stopped) if (one.status === 'rejected') throw toFailure(one.reason)
 }
 

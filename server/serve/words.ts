@@ -128,7 +128,7 @@ export const OPERATOR = {
     }),
   },
   'operator.recover': {
-    params: z.object({ domain: name, mergeOverlays: z.boolean().optional() }),
+    params: z.object({ domain: name, mergeOverlays: z.array(name).max(100).optional() }),
     result: z.object({ result: z.enum(['nothing to do', 'recovered', 'in session']) }),
   },
 } as const

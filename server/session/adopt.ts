@@ -7,21 +7,26 @@ import { newRecoveryPointId } from '../../shared/names.ts'
 import { readDomainXml, type DomainDisk } from '../libvirt/domain-xml.ts'
 import { readChains, readNodes, type Chain, type Node } from '../libvirt/graph.ts'
 import { onBackingStore } from '../libvirt/on-base.ts'
-import { findQemu } from '../libvirt/qemu-process.ts'
-import { excludedDisks } from '../config/schema.ts'
+import { findQemu, type QemuProcess } from '../libvirt/qemu-process.ts'
 import type { Source } from '../source.ts'
 import { refuse } from './images.ts'
 import { recordStep, startJournal, type SessionDiskRecord } from './journal.ts'
+import { liesOn } from './overlay.ts'
 import { readBothXml } from './preflight.ts'
 import { settle } from './settle.ts'
 
 /**
- * Merges the one overlay of each disk of a running domain into what it lies on. Never deeper: a disk with more layers, or a
- * domain of which libvirt keeps snapshots, is refused.
- * @returns whether there was any
+ * Merges the one overlay of each of these disks of a running domain into what it lies on. Never deeper, and never into an image
+ * that another domain or process uses: a disk with more layers, or a domain of which libvirt keeps snapshots, is refused.
+ * @param targets of the disks whose overlays nobody needs any more
+ * @returns whether there was anything to merge
  * @throws Failure SOURCE_REFUSED, SOURCE_OFF, MERGE_FAILED, NEEDS_OPERATOR
  */
-export async function mergeForeignOverlays(source: Source, domain: string): Promise<boolean> {
+export async function mergeForeignOverlays(
+  source: Source,
+  domain: string,
+  targets: readonly string[],
+): Promise<boolean> {
   const { virsh, paths } = source
   const { inactiveXml, liveXml } = await readBothXml(virsh, domain)
   const live = readDomainXml(liveXml)
@@ -42,19 +47,14 @@ export async function mergeForeignOverlays(source: Source, domain: string): Prom
     )
   const monitor = virsh.monitor(domain)
   const [chains, nodes] = [await readChains(monitor), await readNodes(monitor)]
-  const excluded = excludedDisks(source.config, domain)
+  for (const target of targets)
+    if (!live.disks.some(disk => disk.target === target))
+      refuse(`domain ${domain} has no disk ${target}`, `virsh domblklist ${domain}`)
   const disks = live.disks
-    .filter(disk => !excluded.includes(disk.target))
+    .filter(disk => targets.includes(disk.target))
     .flatMap(disk => overlaid(domain, disk, chains, nodes))
-  for (const { target, base } of disks) {
-    const other = (await openersOf(base)).find(opener => opener.pid !== qemu.pid)
-    if (other)
-      refuse(
-        `disk ${target} of ${domain}: ${other.command} (pid ${other.pid}) has ${base} open too`,
-        'is it a template? then nothing may be merged into it; else end that process first',
-      )
-  }
   if (disks.length === 0) return false
+  for (const disk of disks) await checkOnlyUser(source, domain, disk, qemu)
 
   const instant = new Date()
   const id = newRecoveryPointId(instant)
@@ -77,6 +77,32 @@ export async function mergeForeignOverlays(source: Source, domain: string): Prom
   return true
 }
 
+/** A template has other users; what would be merged into it would be in all of them. */
+async function checkOnlyUser(
+  { virsh }: Source,
+  domain: string,
+  { target, base }: SessionDiskRecord,
+  { pid }: QemuProcess,
+): Promise<void> {
+  const remedy = 'is it a template? then nothing may be merged into it'
+  const other = (await openersOf(base)).find(opener => opener.pid !== pid)
+  if (other)
+    refuse(
+      `disk ${target} of ${domain}: ${other.command} (pid ${other.pid}) has ${base} open too`,
+      remedy,
+    )
+  const names = (await virsh.text(['list', '--all', '--name'])).split('\n')
+  for (const name of names.map(one => one.trim()).filter(one => one !== '' && one !== domain)) {
+    const { disks } = readDomainXml(await virsh.text(['dumpxml', '--inactive', '--domain', name]))
+    for (const { source, driver } of disks)
+      if (
+        source !== undefined &&
+        (source === base || (driver === 'qcow2' && (await liesOn(source, base))))
+      )
+        refuse(`disk ${target} of ${domain}: domain ${name} uses ${base} too`, remedy)
+  }
+}
+
 function overlaid(
   domain: string,
   { target, source, device }: DomainDisk,
@@ -92,7 +118,9 @@ function overlaid(
       'merge it by hand, down to one overlay: virsh blockcommit with --base and --top',
     )
   const isFormat = (node: Node): boolean => /^(raw|qcow2)$/.test(node.driver)
-  const format = nodes.find(node => node.file === base && isFormat(node))?.driver
+  const own = nodes.filter(node => node.file === base)
+  // Newer libvirt has no node of its own for raw.
+  const format = own.find(isFormat)?.driver ?? (own.length > 0 ? 'raw' : undefined)
   const block = nodes.some(node => node.file === base && node.driver === 'host_device')
   if (format !== 'raw' && format !== 'qcow2')
     return refuse(`disk ${target} of ${domain}: ${base} is neither raw nor qcow2 for QEMU`)

@@ -32,7 +32,7 @@ import {
 } from './journal.ts'
 import { exportedSize, flushBuffers } from './images.ts'
 import { beginOff, type OffGuard } from './off.ts'
-import { baseWrittenMs } from './overlay.ts'
+import { baseWrittenMs, placeOf } from './overlay.ts'
 import { preflight } from './preflight.ts'
 import { settle } from './settle.ts'
 
@@ -76,7 +76,7 @@ export async function begin(source: Source, domain: string): Promise<Frozen> {
     uuid: checked.uuid,
     recoveryPoint: id,
     instant: instant.toISOString(),
-    disks: [...checked.disks],
+    disks: await Promise.all(checked.disks.map(placed)),
     inactiveXml: checked.inactiveXml,
     liveXml: checked.liveXml,
   })
@@ -124,6 +124,10 @@ export async function begin(source: Source, domain: string): Promise<Frozen> {
     if (failure.code === 'SNAPSHOT_FAILED') throw failure
     throw new Failure('SNAPSHOT_FAILED', failure.message, { cause: error, remedy: failure.remedy })
   }
+}
+
+async function placed(disk: SessionDiskRecord): Promise<SessionDiskRecord> {
+  return { ...disk, overlayPlace: await placeOf(disk.overlay) }
 }
 
 /** While they are frozen this does not change, so it tells later whether somebody started from a stale base. */

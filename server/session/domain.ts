@@ -35,7 +35,7 @@ export interface DomainSessions {
   /** Ends a lease that came to nothing before it had a session. */
   abandon(lease: Lease): void
   /** Settles what an earlier run left. Never while a session is on. */
-  recover(mergeOverlays?: boolean): Promise<'nothing to do' | 'recovered' | 'in session'>
+  recover(mergeOverlays?: readonly string[]): Promise<'nothing to do' | 'recovered' | 'in session'>
   /** Lets nobody in any more, ends what is on and returns when it is merged. @throws Failure when it is not */
   stop(reason: Failure): Promise<void>
   /** Called every second: lapses leases, lets gone connections go, ends sessions over their limits. */
@@ -265,7 +265,7 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
     abandon(lease) {
       if (!lease.session) endLease(lease, 'released')
     },
-    recover: (mergeOverlays = false) =>
+    recover: (mergeOverlays = []) =>
       exclusive(async () => {
         if (current) return 'in session'
         return (await recoverDomain(source, domain, mergeOverlays)) ? 'recovered' : 'nothing to do'

@@ -5,6 +5,7 @@ import { readdir, readFile, truncate } from 'node:fs/promises'
 import { z } from 'zod'
 import { consistency, diskFormat } from '../../shared/gate.ts'
 import { Failure } from '../../shared/failures.ts'
+import { run } from '../../shared/host/run.ts'
 import { appendDurably, fsyncPath, writeDurably } from '../../shared/host/durable.ts'
 
 /** The journal's words: first those that every session passes through, in that order, then those of trouble. */
@@ -40,6 +41,8 @@ const intent = z.object({
       base: z.string(),
       baseType: z.enum(['file', 'block']),
       overlay: z.string(),
+      /** Inode of the overlay's directory: another one means that its file system is not mounted. */
+      overlayPlace: z.number().optional(),
     }),
   ),
   inactiveXml: z.string(),
@@ -68,6 +71,9 @@ const entry = z.object({
   snapshotMs: z.number().optional(),
 })
 export type Entry = z.infer<typeof entry>
+
+/** More than a session records. */
+const ROOM_BYTES = 256 * 1024
 
 export interface Journal {
   readonly file: string
@@ -109,6 +115,17 @@ export function lastStep(journal: Journal, step: Step, target?: string): Entry |
   )
 }
 
+/**
+ * Whether QEMU has lost a disk's overlay, with everything in the base. A merge that was begun after that counts for more: the
+ * domain was started on the overlay again.
+ */
+export function isClean(journal: Journal, target: string): boolean {
+  const last = journal.entries.findLast(
+    one => one.target === target && (one.step === 'merge' || one.step === 'clean'),
+  )
+  return last?.step === 'clean'
+}
+
 /** Starts the journal of a new session, in place of the last one's. */
 export async function startJournal(
   directory: string,
@@ -117,6 +134,8 @@ export async function startJournal(
   const line: Intent = { step: 'intent', at: new Date().toISOString(), ...record }
   const file = journalFile(directory, record.domain)
   await writeDurably(file, `${JSON.stringify(line)}\n`, 0o600)
+  // An overlay that fills this file system must not keep the steps of its own merge from being recorded.
+  await run('fallocate', ['--keep-size', '--length', String(ROOM_BYTES), file])
   return { file, intent: line, entries: [] }
 }
 

@@ -3,7 +3,7 @@
 
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Log } from '../../shared/log.ts'
-import { readBlockJobs } from '../libvirt/graph.ts'
+import { readBlockJobs, readRunState } from '../libvirt/graph.ts'
 import { nothing } from '../libvirt/monitor.ts'
 import type { Virsh } from '../libvirt/virsh.ts'
 
@@ -46,6 +46,8 @@ export function createLadder(
 
   /** Pauses the guest until the job is ready, at most for the time that the policy allows. */
   async function pauseGuest(job: string): Promise<void> {
+    // A guest that somebody else has paused lets the merge catch up by itself, and must not be resumed by us.
+    if ((await readRunState(virsh.monitor(domain))) !== 'running') return
     await record('suspend', `paused for at most ${policy.pause} ms so that the merge catches up`)
     log.warn({ domain, target }, 'the merge does not end: the guest is paused for a moment')
     const monitor = virsh.monitor(domain)

@@ -13,7 +13,8 @@ import { onBackingStore, statusPid } from '../libvirt/on-base.ts'
 import { findQemu, type QemuProcess } from '../libvirt/qemu-process.ts'
 import { libvirtView } from '../libvirt/view.ts'
 import type { Source } from '../source.ts'
-import { recordStep, type Journal } from './journal.ts'
+import { putDefinitionOnBase } from './definition.ts'
+import { isClean, lastStep, recordStep, type Journal, type SessionDiskRecord } from './journal.ts'
 import { mergeInQemu } from './merge-in-qemu.ts'
 import { needsOperator } from './stuck.ts'
 
@@ -49,11 +50,14 @@ export async function bringBackToLibvirt(
 
   if (qemu.monitor === undefined)
     return needsOperator(source, journal, `${what}, and its monitor is not known`, [never])
-  await mergeOverSocket(source, journal, qemu.monitor).catch((error: unknown) => {
+  const merged = await mergeOverSocket(source, journal, qemu).catch((error: unknown) => {
     if (error instanceof Failure && error.code === 'SOURCE_REFUSED')
       return needsOperator(source, journal, `${what}: ${error.message}`, [never])
     throw error
   })
+  journal = merged.journal
+  // Before anything else: a definition that still names an overlay would have it believed when the domain is off.
+  if (state !== 'unknown to libvirt') await putDefinitionOnBase(source, journal, merged.onBase)
   if (!ours)
     return needsOperator(source, journal, `${what}; its disks are on their bases`, [
       never,
@@ -66,7 +70,9 @@ export async function bringBackToLibvirt(
     await writeDurably(file, corrected, (await stat(file)).mode & 0o777)
   }
   const restart = source.config.restartLibvirt ?? (await unitRestart())
-  if (!restart)
+  // A restart that did not help is not tried again and again: other domains may be in the middle of something.
+  const helped = corrected !== undefined || journal.entries.at(-1)?.step !== 'needs operator'
+  if (!restart || !helped)
     return needsOperator(source, journal, `${what}; its disks are on their bases`, [
       never,
       `restart libvirtd (or virtqemud), then: clone-server recover ${domain}`,
@@ -74,15 +80,34 @@ export async function bringBackToLibvirt(
   await restartLibvirt(source, journal, restart)
 }
 
-/** Merges what is on overlays, and closes what a pivot left open. */
-async function mergeOverSocket(source: Source, journal: Journal, path: string): Promise<void> {
+interface Merged {
+  readonly journal: Journal
+  /** Disks whose base is known to have everything. */
+  readonly onBase: readonly SessionDiskRecord[]
+}
+
+/** Merges what is on overlays, and closes what a pivot left open; what is merged is recorded at once. */
+async function mergeOverSocket(
+  source: Source,
+  journal: Journal,
+  { identity, monitor: path = '' }: QemuProcess,
+): Promise<Merged> {
   await using monitor = await openMonitorSocket(path)
+  const onBase: SessionDiskRecord[] = []
   for (const disk of journal.intent.disks) {
-    const { target, overlay } = disk
-    if (await isInChain(monitor, overlay)) {
-      journal = await recordStep(journal, 'merge', { target })
-      await mergeInQemu(monitor, journal.intent.domain, disk)
+    const { target, base, overlay } = disk
+    const record = async (step: 'merge' | 'pivot' | 'clean'): Promise<void> => {
+      journal = await recordStep(journal, step, { target, qemu: identity })
     }
+    if (await isInChain(monitor, overlay)) {
+      await record('merge')
+      await mergeInQemu(monitor, journal.intent.domain, disk, () => record('pivot'))
+    }
+    // A pivot that was begun in this very process, and the base on top: it came to its end.
+    const begun = lastStep(journal, 'pivot', target)?.qemu === identity
+    const active = (await readChains(monitor)).some(chain => chain[0] === base)
+    if (begun && active && !isClean(journal, target)) await record('clean')
+    if (isClean(journal, target)) onBase.push(disk)
     if ((await readNodes(monitor)).some(node => node.file === overlay))
       await dropNodes(monitor, overlay).catch((error: unknown) =>
         source.log.debug(
@@ -91,6 +116,7 @@ async function mergeOverSocket(source: Source, journal: Journal, path: string): 
         ),
       )
   }
+  return { journal, onBase }
 }
 
 async function isInChain(monitor: Monitor, file: string): Promise<boolean> {

@@ -2,7 +2,8 @@
 
 import { setTimeout as delay } from 'node:timers/promises'
 import { Failure } from '../../shared/failures.ts'
-import { readBlockJobs, readChains, readNodes, type BlockJob } from '../libvirt/graph.ts'
+import type { DiskFormat } from '../../shared/gate.ts'
+import { readBlockJobs, readChains, readNodes, type BlockJob, type Node } from '../libvirt/graph.ts'
 import { nothing, type Monitor } from '../libvirt/monitor.ts'
 import type { SessionDiskRecord } from './journal.ts'
 
@@ -26,6 +27,18 @@ export async function findJob(monitor: Monitor, target: string): Promise<BlockJo
   )
 }
 
+/** The node of a base: that of its format, or of its file alone, as newer libvirt has it for raw. */
+export function baseNode(
+  nodes: readonly Node[],
+  base: string,
+  format: DiskFormat,
+): Node | undefined {
+  const own = nodes.filter(node => node.file === base)
+  const file =
+    format === 'raw' ? own.find(node => /^(file|host_device)$/.test(node.driver)) : undefined
+  return own.find(node => node.driver === format) ?? file
+}
+
 /**
  * Starts a commit of the overlay that takes the guest's writes into its base (QMP block-commit).
  * @param bandwidth MiB/s, 0 for no limit
@@ -39,7 +52,7 @@ export async function startInQemu(
 ): Promise<void> {
   const nodes = await readNodes(monitor)
   const top = nodes.find(node => node.file === disk.overlay && node.driver === 'qcow2')
-  const base = nodes.find(node => node.file === disk.base && node.driver === disk.format)
+  const base = baseNode(nodes, disk.base, disk.format)
   const active = (await readChains(monitor)).some(chain => chain[0] === disk.overlay)
   if (!active || !top || !base)
     throw new Failure(
@@ -71,6 +84,7 @@ export async function mergeInQemu(
   monitor: Monitor,
   domain: string,
   disk: SessionDiskRecord,
+  beforePivot: () => Promise<void>,
 ): Promise<void> {
   if (!(await findJob(monitor, disk.target))) await startInQemu(monitor, domain, disk, 0)
   let completed = false
@@ -78,6 +92,7 @@ export async function mergeInQemu(
     const job = await findJob(monitor, disk.target)
     if (!job) break
     if (job.ready && !completed) {
+      await beforePivot()
       await completeInQemu(monitor, job)
       completed = true
     }

@@ -1,6 +1,7 @@
 // An overlay as a file: what its header says, whether it holds anything, and when it may be deleted.
 
-import { stat, unlink } from 'node:fs/promises'
+import { open, stat, unlink } from 'node:fs/promises'
+import path from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { z } from 'zod'
 import { Failure } from '../../shared/failures.ts'
@@ -24,6 +25,22 @@ export type OverlayFile =
   | { readonly kind: 'ours'; readonly bytes: number; readonly writtenMs: number }
   | { readonly kind: 'strange'; readonly why: string }
 
+/** Some file systems do not count blocks. */
+async function startsBlank(file: string): Promise<boolean> {
+  const handle = await open(file, 'r')
+  try {
+    const { buffer, bytesRead } = await handle.read(Buffer.alloc(4096), 0, 4096, 0)
+    return buffer.subarray(0, bytesRead).every(byte => byte === 0)
+  } finally {
+    await handle.close()
+  }
+}
+
+/** Inode of the directory that an overlay is in; undefined when that is not there. */
+export async function placeOf(overlay: string): Promise<number | undefined> {
+  return (await stat(path.dirname(overlay)).catch(() => undefined))?.ino
+}
+
 /** Looks at the overlay of a disk that no QEMU has open. */
 export async function inspectOverlay(disk: SessionDiskRecord): Promise<OverlayFile> {
   const { overlay, base } = disk
@@ -32,13 +49,17 @@ export async function inspectOverlay(disk: SessionDiskRecord): Promise<OverlayFi
     throw error
   })
   if (!found) return { kind: 'missing' }
-  if (found.blocks === 0) return { kind: 'blank' }
+  if (found.blocks === 0 && (await startsBlank(overlay))) return { kind: 'blank' }
   const result = await run('qemu-img', ['info', '-U', '-f', 'qcow2', '--output=json', overlay])
   if (result.exitCode !== 0) return { kind: 'strange', why: reasonOf(result) }
   const header = info.safeParse(JSON.parse(result.stdout))
   const backing = header.data?.['full-backing-filename'] ?? header.data?.['backing-filename']
   if (backing !== base)
     return { kind: 'strange', why: `its header names ${backing ?? 'no backing file'}` }
+  // Without it qemu-img would guess the format from what the guest wrote.
+  const format = header.data?.['backing-filename-format']
+  if (format !== disk.format)
+    return { kind: 'strange', why: `its header says that ${base} is ${format ?? 'of any format'}` }
   return { kind: 'ours', bytes: found.blocks * 512, writtenMs: found.mtimeMs }
 }
 
@@ -54,6 +75,17 @@ export async function holdsData({ overlay }: SessionDiskRecord): Promise<boolean
 
 const chain = z.array(z.object({ 'full-backing-filename': z.string().optional() }))
 
+/** Only "no such file" is missing: what cannot be read may be there. */
+export async function isMissing(file: string): Promise<boolean> {
+  try {
+    await stat(file)
+    return false
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return true
+    throw error
+  }
+}
+
 /** Whether a qcow2 image lies on the overlay, at any depth, as far as its headers tell. */
 export async function liesOn(image: string, overlay: string): Promise<boolean> {
   if (image === overlay) return false
@@ -66,8 +98,9 @@ export async function liesOn(image: string, overlay: string): Promise<boolean> {
     '--output=json',
     image,
   ])
-  // An image that cannot be read is nobody's reason to start a domain from it.
-  if (result.exitCode !== 0) return false
+  if (result.exitCode !== 0 && (await isMissing(image))) return false
+  if (result.exitCode !== 0)
+    throw new Failure('MERGE_FAILED', `qemu-img info ${image}: ${reasonOf(result)}`)
   return chain
     .parse(JSON.parse(result.stdout))
     .some(one => one['full-backing-filename'] === overlay)

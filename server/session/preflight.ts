@@ -162,7 +162,7 @@ function checkDisk(domain: string, disk: DomainDisk, inactive: DomainXml): void 
       'NEEDS_OPERATOR',
       `disk ${disk.target} of ${domain} is on ${disk.source}, and no journal says why`,
       {
-        remedy: `clone-server recover ${domain} --merge-overlays, while the domain runs (virsh start --paused)`,
+        remedy: `clone-server recover ${domain} --merge-overlays ${disk.target}, while the domain runs (virsh start --paused)`,
       },
     )
   const saved = inactive.disks.find(other => other.target === disk.target)
@@ -207,7 +207,7 @@ async function checkGraph(
     if (chain.length > 1)
       refuse(
         `disk ${disk.target} of ${domain}: QEMU has a chain of ${chain.length} images, ${chain.join(' on ')}`,
-        `if it is a left-over overlay: clone-server recover ${domain} --merge-overlays`,
+        `if it is a left-over overlay: clone-server recover ${domain} --merge-overlays ${disk.target}`,
       )
   }
 }

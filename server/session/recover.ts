@@ -32,10 +32,10 @@ export async function recoverJournal(source: Source, domain: string): Promise<bo
 export async function recoverDomain(
   source: Source,
   domain: string,
-  mergeOverlays: boolean,
+  mergeOverlays: readonly string[],
 ): Promise<boolean> {
   if (await recoverJournal(source, domain)) return true
-  return mergeOverlays && (await mergeForeignOverlays(source, domain))
+  return mergeOverlays.length > 0 && mergeForeignOverlays(source, domain, mergeOverlays)
 }
 
 /**

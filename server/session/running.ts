@@ -11,6 +11,7 @@ import {
   dropNodes,
   readChains,
   readNodes,
+  readRunState,
   readStoppedForSpace,
   type Chain,
 } from '../libvirt/graph.ts'
@@ -20,17 +21,18 @@ import type { Source } from '../source.ts'
 import { putDefinitionOnBase } from './definition.ts'
 import {
   hasStep,
-  lastStep,
+  isClean,
   recordStep,
   type Entry,
   type Journal,
   type SessionDiskRecord,
   type Step,
 } from './journal.ts'
+import { isElsewhere, judge, reportUndecided, wasPivoted } from './judge.ts'
 import { createLadder } from './ladder.ts'
 import { mergeDisk } from './merge.ts'
 import { commitOffline } from './offline.ts'
-import { removeOverlay } from './overlay.ts'
+import { holdsData, inspectOverlay, removeOverlay } from './overlay.ts'
 import { readBothXml } from './preflight.ts'
 import type { SettledDisk } from './session.ts'
 import { needsOperator, twoHistories } from './stuck.ts'
@@ -83,9 +85,10 @@ async function record(
 async function endPause(running: Running): Promise<void> {
   const last = running.journal.entries.findLast(one => /^(suspend|resume)$/.test(one.step))
   if (last?.step !== 'suspend') return
-  await running.source.virsh
-    .monitor(running.journal.intent.domain)
-    .execute({ execute: 'cont' }, nothing)
+  const monitor = running.source.virsh.monitor(running.journal.intent.domain)
+  // Another QEMU process that is paused was paused by somebody else.
+  const ours = last.qemu === running.qemu.identity && (await readRunState(monitor)) === 'paused'
+  if (ours) await monitor.execute({ execute: 'cont' }, nothing)
   await record(running, 'resume')
 }
 
@@ -125,14 +128,18 @@ async function settleDisk(running: Running, disk: SessionDiskRecord): Promise<Se
       known,
       bandwidth: policy.bandwidth,
       ladder: createLadder(source.virsh, source.log, domain, target, policy, (step, reason) =>
-        record(running, step, { target, ...(reason === undefined ? {} : { reason }) }),
+        record(running, step, {
+          target,
+          qemu: qemu.identity,
+          ...(reason === undefined ? {} : { reason }),
+        }),
       ),
       beforePivot: () => record(running, 'pivot', facts),
     })
-  } else if (chains.some(chain => chain[0] === base)) await checkSameGuest(running, disk)
+  } else if (chains.some(chain => chain[0] === base)) await checkMerged(running, disk)
   else if (!live.disks.some(one => one.target === target) && !uses(chains, base))
-    await commitOffline(source, running.journal, disk, step => record(running, step, facts))
-  else if (!hasStep(running.journal, 'clean', target))
+    await settleDetached(running, disk, facts)
+  else if (!isClean(running.journal, target))
     await needsOperator(
       source,
       running.journal,
@@ -144,9 +151,10 @@ async function settleDisk(running: Running, disk: SessionDiskRecord): Promise<Se
     )
 
   const mergeMs = Date.now() - started
-  await putDefinitionOnBase(source, running.journal, [disk])
-  if (!hasStep(running.journal, 'clean', target))
+  // First of all: from here on the base is newer, and the overlay must never be merged again.
+  if (!isClean(running.journal, target))
     await record(running, 'clean', { target, mergeMs, overlayBytes })
+  await putDefinitionOnBase(source, running.journal, [disk])
   await dropLeftNodes(running, overlay)
   await removeOverlay(domain, overlay, () => overlayUser(running, overlay))
   return { target, mergeMs, overlayBytes }
@@ -174,29 +182,42 @@ async function readSources(running: Running): Promise<{ live: DomainXml; inactiv
   return { live, inactive: readDomainXml(inactiveXml) }
 }
 
+/** A disk that was detached: as one of a domain that is off, whose overlay no stored XML is asked about. */
+async function settleDetached(
+  running: Running,
+  disk: SessionDiskRecord,
+  facts: Omit<Entry, 'step' | 'at'>,
+): Promise<void> {
+  const { source } = running
+  const verdict = await judge(running.journal, disk, new Map())
+  await reportUndecided(source, running.journal, disk, verdict)
+  if (verdict === 'commit')
+    await commitOffline(source, running.journal, disk, step => record(running, step, facts))
+}
+
 /**
- * QEMU writes to the base. If it is the process that wrote to the overlay, or the merge was seen to its end, nothing is
- * missing. A guest that was started again from its stale base left in the overlay what it had written before.
+ * QEMU writes to the base. Nothing is missing if no snapshot was taken, or if its merge was seen to its end, or is QEMU's own
+ * doing. A guest that was started again from its stale base, or a disk that was attached again, left in the overlay what was
+ * written before.
  */
-async function checkSameGuest(running: Running, disk: SessionDiskRecord): Promise<void> {
+async function checkMerged(running: Running, disk: SessionDiskRecord): Promise<void> {
   const { source, qemu, journal } = running
   const { domain } = journal.intent
   const { target, base, overlay } = disk
-  const pivot = lastStep(journal, 'pivot', target)
+  if (!hasStep(journal, 'snapshot') || isClean(journal, target)) return
   const seen = journal.entries.findLast(
     one => one.qemu !== undefined && (one.target === undefined || one.target === target),
   )
-  const settled =
-    !hasStep(journal, 'snapshot') ||
-    hasStep(journal, 'clean', target) ||
-    pivot?.definedOnOverlay === true ||
-    seen?.qemu === qemu.identity ||
-    !(await stat(overlay).catch(() => undefined))
-  if (settled) return
+  const begun = hasStep(journal, 'merge', target) || !hasStep(journal, 'frozen')
+  if (seen?.qemu === qemu.identity && begun) return
+  const file = await inspectOverlay(disk)
+  if (wasPivoted(journal, target, file)) return
+  if (file.kind === 'missing' && !(await isElsewhere(disk))) return
+  if (file.kind === 'ours' && !(await holdsData(disk))) return
   await needsOperator(
     source,
     journal,
-    `${domain} was started again on ${base}, without what its guest had written to ${overlay} before: two histories of disk ${target}`,
+    `${domain} runs on ${base}, and what its guest had written to ${overlay} was not seen to be merged into it: two histories of disk ${target}`,
     twoHistories(journal, disk),
   )
 }

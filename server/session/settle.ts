@@ -47,7 +47,8 @@ async function settleOnce(source: Source, journal: Journal): Promise<SettledDisk
   if (qemu && view.active) return settleRunning(source, journal, qemu)
   if (qemu) {
     await bringBackToLibvirt(source, journal, qemu, view.state)
-    return settleRunning(source, journal, qemu)
+    const now = (await readJournal(source.paths.journals, domain)) ?? journal
+    return settleRunning(source, now, qemu)
   }
   if (view.active)
     throw new Failure(

@@ -4,15 +4,18 @@
 import { Failure } from '../../shared/failures.ts'
 import { openersOf } from '../../shared/host/openers.ts'
 import { readDomainXml } from '../libvirt/domain-xml.ts'
+import { findQemu } from '../libvirt/qemu-process.ts'
+import { libvirtView } from '../libvirt/view.ts'
 import type { Source } from '../source.ts'
 import { putDefinitionOnBase, storedSources } from './definition.ts'
-import { hasStep, lastStep, recordStep, type Journal, type SessionDiskRecord } from './journal.ts'
+import { isClean, recordStep, type Journal } from './journal.ts'
+import { judge, reportUndecided } from './judge.ts'
 import { commitOffline } from './offline.ts'
-import { baseWrittenMs, holdsData, inspectOverlay, liesOn, removeOverlay } from './overlay.ts'
+import { inspectOverlay, removeOverlay } from './overlay.ts'
 import { readXml } from './preflight.ts'
 import type { SettledDisk } from './session.ts'
-import { needsOperator, twoHistories } from './stuck.ts'
-import { verdictOn, type Verdict } from './verdict.ts'
+import { needsOperator } from './stuck.ts'
+import type { Verdict } from './verdict.ts'
 
 /** @param state libvirt's words for it. @throws Failure MERGE_FAILED, NEEDS_OPERATOR */
 export async function settleStopped(
@@ -40,8 +43,11 @@ export async function settleStopped(
         journal = await recordStep(journal, step, { target, definedOnOverlay })
       })
     await putDefinitionOnBase(source, journal, [disk])
+    // Between the commit, which holds QEMU's locks, and here it could be started, on the overlay.
+    if ((await findQemu(journal.intent.uuid)) || (await libvirtView(source.virsh, domain)).active)
+      throw new Failure('MERGE_FAILED', `domain ${domain} was started while it was merged`)
     const mergeMs = Date.now() - started
-    if (!hasStep(journal, 'clean', target))
+    if (!isClean(journal, target))
       journal = await recordStep(journal, 'clean', { target, mergeMs, overlayBytes })
     await removeOverlay(domain, overlay, async () =>
       (await storedSources(source, domain)).has(overlay) ? "the domain's definition" : undefined,
@@ -89,67 +95,4 @@ async function checkHere(source: Source, journal: Journal, state: string): Promi
         { remedy: `wait until that process has ended, then: clone-server recover ${domain}` },
       )
   }
-}
-
-/** @param sources images that the domain's stored XMLs name */
-async function judge(
-  journal: Journal,
-  disk: SessionDiskRecord,
-  sources: ReadonlyMap<string, string>,
-): Promise<Verdict> {
-  const { target, overlay } = disk
-  const named = sources.has(overlay)
-  let stacked = false
-  // A raw image is never asked: what it says of itself is the guest's word.
-  for (const [image, format] of sources)
-    stacked ||= format === 'qcow2' && (await liesOn(image, overlay))
-  const file = await inspectOverlay(disk)
-  const frozenAt = lastStep(journal, 'frozen')?.baseWritten?.[target]
-  const written = await baseWrittenMs(disk)
-  // Before `frozen` was recorded the overlay itself tells: what wrote to it last stopped writing to the base before.
-  const since = frozenAt ?? (file.kind === 'ours' ? file.writtenMs : undefined)
-  return verdictOn({
-    overlay: file.kind,
-    holdsData: file.kind === 'ours' && !named && (await holdsData(disk)),
-    named,
-    stacked,
-    snapshot: hasStep(journal, 'snapshot'),
-    frozen: hasStep(journal, 'frozen'),
-    merge: hasStep(journal, 'merge', target),
-    pivot: lastStep(journal, 'pivot', target)?.definedOnOverlay === true,
-    clean: hasStep(journal, 'clean', target),
-    baseWritten: written === undefined || since === undefined ? undefined : written > since,
-  })
-}
-
-async function reportUndecided(
-  source: Source,
-  journal: Journal,
-  disk: SessionDiskRecord,
-  verdict: Verdict,
-): Promise<void> {
-  const { domain, instant } = journal.intent
-  const { target, base, overlay } = disk
-  if (verdict === 'commit' || verdict === 'delete') return
-  const what = {
-    gone: `the overlay of disk ${target} of ${domain} is gone: what its guest wrote after ${instant} was in ${overlay}`,
-    stacked: `disk ${target} of ${domain}: another image lies on its overlay ${overlay}, and the domain is off`,
-    strange: `${overlay} is not the overlay of disk ${target} of ${domain} any more`,
-    'two histories': `disk ${target} of ${domain}: its guest wrote to ${overlay}, and ${base} was written to as well: nothing says which is later`,
-  }[verdict]
-  const commands = {
-    gone: [
-      `put ${overlay} back (is its file system mounted?), then: clone-server recover ${domain}`,
-      `or, to go on without it: move ${journal.file} away, and put disk ${target} on ${base} in virsh edit ${domain}`,
-    ],
-    stacked: [
-      `virsh start --paused ${domain}; clone-server recover ${domain}; virsh destroy ${domain} (if it is to be off)`,
-    ],
-    strange: [`qemu-img info ${overlay}; its base should be ${base}`],
-    'two histories': [
-      `if ${domain} has not run since ${instant} on ${base} alone: qemu-img commit -f qcow2 ${overlay}; rm ${overlay}; clone-server recover ${domain}`,
-      ...twoHistories(journal, disk),
-    ],
-  }[verdict]
-  await needsOperator(source, journal, what, commands)
 }

@@ -17,9 +17,14 @@ export interface DiskFacts {
   readonly frozen: boolean
   /** A merge was begun. */
   readonly merge: boolean
-  /** A pivot was begun while the definition named the overlay, so a definition that does not is libvirt's word for its end. */
+  /**
+   * A pivot was begun while the definition named the overlay, and the overlay was not written to since: a definition that does
+   * not name it any more is libvirt's word for the pivot's end.
+   */
   readonly pivot: boolean
   readonly clean: boolean
+  /** The directory of the overlay is another one than it was: a file system that is not mounted. */
+  readonly elsewhere: boolean
   /** The base was written to after it was frozen; undefined when nothing tells. */
   readonly baseWritten: boolean | undefined
 }
@@ -41,14 +46,15 @@ export function verdictOn(facts: DiskFacts): Verdict {
   if (facts.overlay === 'missing') return verdictOnMissing(facts)
   if (facts.overlay === 'strange' || facts.overlay === 'blank') return 'strange'
   if (facts.stacked) return 'stacked'
-  if (facts.named) return 'commit'
+  // Our own merge writes to the base as well; somebody who repaired the base alone is not overwritten.
+  if (facts.named) return facts.baseWritten === true && !facts.merge ? 'two histories' : 'commit'
   if (!facts.snapshot || facts.pivot || !facts.holdsData) return 'delete'
   if (facts.merge) return 'two histories'
   return facts.baseWritten === false ? 'commit' : 'two histories'
 }
 
-function verdictOnMissing({ named, frozen, pivot, baseWritten }: DiskFacts): Verdict {
-  if (named) return 'gone'
+function verdictOnMissing({ named, frozen, pivot, baseWritten, elsewhere }: DiskFacts): Verdict {
+  if (named || (elsewhere && frozen && !pivot)) return 'gone'
   // Never made, merged to its end, or merged by hand, which wrote to the base.
   return !frozen || pivot || baseWritten !== false ? 'delete' : 'gone'
 }

@@ -31,12 +31,17 @@ export async function writeDurably(
   await fsyncPath(path.dirname(file))
 }
 
-/** Appends to a file and fsyncs it; the directory too, so that a new file's name survives. */
+/** Appends to a file and fsyncs it, all of it or nothing; the directory too, so that a new file's name survives. */
 export async function appendDurably(file: string, content: string): Promise<void> {
   const handle = await open(file, 'a', 0o644)
+  const { size } = await handle.stat()
   try {
     await handle.writeFile(content)
     await handle.sync()
+  } catch (error) {
+    // A half of it would become the beginning of what is appended next.
+    await handle.truncate(size)
+    throw error
   } finally {
     await handle.close()
   }
