@@ -140,7 +140,7 @@ t.test(
   async t => {
     const said: string[] = []
     let ready = false
-    let paused = false
+    const paused = false as boolean
     const monitor = {
       execute: (
         { execute }: { execute: string },
@@ -150,6 +150,8 @@ t.test(
           return Promise.resolve(
             shape.parse([{ device: 'commit-vda-x', type: 'commit', ready: (ready = true) }]),
           )
+        if (execute === 'query-status')
+          return Promise.resolve(shape.parse({ status: paused ? 'paused' : 'running' }))
         said.push(execute)
         return Promise.resolve(shape.parse({}))
       },

@@ -106,7 +106,7 @@ interface Deed {
 
 const DEEDS: readonly Deed[] = [
   { name: 'attach', fault: 'attach-disk', act: attach },
-  { name: 'detach', fault: 'detach-disk', act: detach, sample: true },
+  { name: 'detach', fault: 'detach-disk', act: detach },
   { name: 'resize', fault: 'blockresize', act: resize },
   {
     name: 'managed-save',

@@ -9,8 +9,10 @@ import { ROOT } from '../lab/names.ts'
 import { factsOf, line, page, summary } from './report.ts'
 import { Runner } from './runner.ts'
 import { diceOf, type Cell } from './scenario.ts'
-import { chosen } from './table.ts'
+import { cellsOfFiles } from './outputs.ts'
+import { chosen, SCENARIOS } from './table.ts'
 
+const PAGE = join(ROOT, 'docs', 'faults.md')
 const say = (text: string): void => void process.stdout.write(`${text}\n`)
 
 const options = await yargs(hideBin(process.argv))
@@ -24,6 +26,10 @@ const options = await yargs(hideBin(process.argv))
   })
   .option('list', { type: 'boolean', default: false, description: 'print the names of the rows' })
   .option('save', { type: 'boolean', default: false, description: 'also write docs/faults.md' })
+  .option('table', {
+    type: 'string',
+    description: 'only write docs/faults.md from the saved outputs of runs, comma-separated',
+  })
   .option('seed', { type: 'number', description: 'of everything random; printed when left out' })
   .option('rounds', { type: 'number', description: 'of the rows that repeat themselves' })
   .strict()
@@ -56,6 +62,12 @@ async function main(): Promise<number> {
     for (const { name, step, fault } of rows) say(`${name.padEnd(32)} ${step}: ${fault}`)
     return 0
   }
+  if (options.table !== undefined) {
+    const { cells, facts } = await cellsOfFiles(options.table.split(','), SCENARIOS)
+    await writeFile(PAGE, page(cells, [...(await factsOf()), ...facts]))
+    say(summary(cells))
+    return 0
+  }
   const seed = options.seed ?? Date.now() % 1_000_000
   say(`seed ${seed}`)
   const began = performance.now()
@@ -69,7 +81,8 @@ async function main(): Promise<number> {
   say(summary(cells))
   if (options.save) {
     const minutes = (performance.now() - began) / 60_000
-    await writeFile(join(ROOT, 'docs', 'faults.md'), page(cells, await factsOf(seed, minutes)))
+    const run = `seed ${seed}, ${minutes.toFixed(0)} minutes`
+    await writeFile(PAGE, page(cells, [...(await factsOf()), run]))
   }
   return cells.some(({ wrong }) => wrong.length > 0) ? 1 : 0
 }

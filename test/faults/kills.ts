@@ -70,7 +70,6 @@ const SAMPLE = [
   'kill-hook-snapshot-before',
   'kill-nbd-server-intent',
   'kill-client-thaw-after',
-  'kill-virsh-freeze-before',
   'kill-virsh-merge-after',
   'kill-serve-pivot-after',
 ]

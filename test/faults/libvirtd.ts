@@ -164,7 +164,6 @@ export const LIBVIRTD: readonly Scenario[] = [
       step: `${step}, ${when} virsh`,
       fault: FAULT,
       pull: true,
-      sample: step === 'merge' && when === 'after',
       run: (world: World) => killAround(world, when, step),
     })),
   ),

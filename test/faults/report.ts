@@ -31,7 +31,8 @@ export function summary(cells: readonly Cell[]): string {
 }
 
 const ABOUT = `What a source does when something is killed, cut or changed under a session, measured on a real guest under software
-emulation. Made by \`npm run test:faults -- --save\`; no line of it is written by hand.
+emulation. Made by \`npm run test:faults -- --save\`, or \`--table\` from the
+outputs of several runs; no line of it is written by hand.
 
 After every row it is checked that every record and mark that the guest had synced is in the base images, in order and of
 one instant on both disks; that libvirt's live and inactive XML and QEMU's own graph show the bases and no overlay is left;
@@ -40,7 +41,7 @@ thawed and goes on writing. Where the last column says yes, the next \`clone pul
 
 - **step**: the journal's word, and where virsh stood: before its call had reached libvirt, or after it was done.
 - **exit**: of the client that was pulling, or of the command named; 137 is a client that was killed itself.
-- **seconds**: from the fault until the domain was on its bases and the journal closed. Recovery looks once a minute.
+- **seconds**: from the fault until the domain was on its bases and the journal closed. Recovery looks every 5 seconds, and less often after failures.
 - A killed serve is started again after half a second, as systemd would; a killed libvirtd too.`
 
 /** The page for docs/. @param facts what the run was made with, one line each */
@@ -75,14 +76,13 @@ const PROGRAMS: readonly (readonly string[])[] = [
   ['node', '--version'],
 ]
 
-/** Date, versions and seed of a run. */
-export async function factsOf(seed: number, minutes: number): Promise<string[]> {
+/** Date and versions. */
+export async function factsOf(): Promise<string[]> {
   const programs = PROGRAMS.map(async ([file = '', ...args]) => {
     const { all } = await execa(file, args, { all: true, reject: false, stdin: 'ignore' })
     return `${file} ${/\d+(\.\d+)+/.exec(all)?.[0] ?? 'of an unknown version'}`
   })
   return [
     `${new Date().toISOString().slice(0, 10)}, ${(await Promise.all(programs)).join(', ')}, Linux ${release()}`,
-    `seed ${seed}, ${minutes.toFixed(0)} minutes`,
   ]
 }
