@@ -1,6 +1,8 @@
 // The table of faults and its report, without a lab: what it covers, how it is chosen, what a bad cell looks like.
 
 import { createServer } from 'node:net'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
 import { STEPS } from '../server/session/journal.ts'
@@ -118,7 +120,9 @@ t.test('the second monitor leaves the definition otherwise as it was', t => {
 t.test(
   'a QEMU that goes in the middle of an answer fails the question, and nothing else',
   async t => {
-    const socket = join(t.testdir(), 'qmp')
+    const directory = await mkdtemp(join(tmpdir(), 'nbd-clone-test-'))
+    t.teardown(() => rm(directory, { recursive: true, force: true }))
+    const socket = join(directory, 'qmp')
     const server = createServer(qemu => {
       qemu.write('{"QMP":{}}\n')
       qemu.on('error', () => undefined)

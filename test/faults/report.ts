@@ -1,7 +1,6 @@
 // A run of the table as people read it: a line per cell, a count, and the page in docs/.
 
 import { execa } from 'execa'
-import { release } from 'node:os'
 import type { Cell } from './scenario.ts'
 
 function verdict({ wrong, operator }: Cell): string {
@@ -82,7 +81,5 @@ export async function factsOf(): Promise<string[]> {
     const { all } = await execa(file, args, { all: true, reject: false, stdin: 'ignore' })
     return `${file} ${/\d+(\.\d+)+/.exec(all)?.[0] ?? 'of an unknown version'}`
   })
-  return [
-    `${new Date().toISOString().slice(0, 10)}, ${(await Promise.all(programs)).join(', ')}, Linux ${release()}`,
-  ]
+  return [`${new Date().toISOString().slice(0, 10)}, ${(await Promise.all(programs)).join(', ')}`]
 }
