@@ -198,7 +198,7 @@ t.test('a domain that does not run as usual', async t => {
   t.test('a start in the middle of a pull is not held up, and fails the pull', async t => {
     const before = await published()
     const held = await heldPull()
-    t.match((await server('status')).stdout, /mydomain +│ frozen/)
+    t.match((await server('status')).stdout, /mydomain +frozen/)
     const began = Date.now()
     await virsh('start', 'mydomain')
     const took = Date.now() - began
@@ -354,7 +354,7 @@ t.test('a domain that does not run as usual', async t => {
     await virsh('destroy', 'mydomain')
   })
 
-  t.test('a killed serve leaves a reader; the hook ends it, and lets the start go on', async t => {
+  t.test('a killed serve takes its reader with it; the hook lets the start go on', async t => {
     await using reader = lab.spawn('source', [
       'sh',
       '-c',
@@ -363,9 +363,8 @@ t.test('a domain that does not run as usual', async t => {
     await waitFor('the session', 30, async () => (await server('status')).stdout.includes('frozen'))
     serve.process.signal('SIGKILL')
     await serve.process.result
-    t.match(await sh('source', 'pgrep -x nbd-server'), /\d/, 'it goes on reading')
     await virsh('start', 'mydomain')
-    t.equal(await found(), '', 'it is gone before the start goes on')
+    t.equal(await found(), '', 'nobody reads any more when the start goes on')
     await sh('source', 'fusermount3 -uz /tmp/f || true')
     reader.signal('SIGKILL')
     await reader.result
