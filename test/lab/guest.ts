@@ -12,6 +12,8 @@ import { waitFor } from './processes.ts'
 const IMAGES = '/var/lib/libvirt/images'
 const BOOT = '/var/lib/libvirt/boot'
 const DISK_SIZE = '512M'
+/** No freeze lasts longer, whatever dies. */
+const FROZEN_MS = 20_000
 
 function definition(): string {
   const disk = (target: string, format: string): string => `
@@ -119,9 +121,12 @@ interface ExecStatus {
 
 async function agent<T>(execute: string, args: object): Promise<T> {
   const message = JSON.stringify({ execute, arguments: args })
-  const result = await inHost('source', ['virsh', '-q', 'qemu-agent-command', DOMAIN, message], {
-    reject: false,
-  })
+  const command = ['virsh', '-q', 'qemu-agent-command', DOMAIN, message]
+  const end = Date.now() + FROZEN_MS
+  let result = await inHost('source', command, { reject: false })
+  // A session may just be freezing it; a guest that stays frozen is a failure all the same.
+  while (/in frozen state/.test(result.stderr) && Date.now() < end)
+    result = await inHost('source', command, { reject: false })
   if (result.exitCode !== 0)
     throw new Failure('INTERNAL', `the guest agent did not run ${execute}: ${result.stderr.trim()}`)
   return (JSON.parse(result.stdout) as { return: T }).return
