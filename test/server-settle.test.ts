@@ -34,6 +34,11 @@ t.test('what becomes of the overlay of a domain that is off', async t => {
   const table: [why: string, facts: Partial<DiskFacts>, verdict: Verdict][] = [
     ['it crashed while frozen', {}, 'commit'],
     ['it crashed, and somebody repaired the base alone', { baseWritten: true }, 'two histories'],
+    [
+      'it crashed in a begin, before it wrote to the overlay',
+      { frozen: false, baseWritten: true },
+      'commit',
+    ],
     ['it crashed in a merge', { merge: true, baseWritten: true }, 'commit'],
     [
       'at a pivot that libvirt did not end',

@@ -28,11 +28,7 @@ export async function findJob(monitor: Monitor, target: string): Promise<BlockJo
 }
 
 /** The node of a base: that of its format, or of its file alone, as newer libvirt has it for raw. */
-export function baseNode(
-  nodes: readonly Node[],
-  base: string,
-  format: DiskFormat,
-): Node | undefined {
+function baseNode(nodes: readonly Node[], base: string, format: DiskFormat): Node | undefined {
   const own = nodes.filter(node => node.file === base)
   const file =
     format === 'raw' ? own.find(node => /^(file|host_device)$/.test(node.driver)) : undefined

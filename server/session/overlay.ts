@@ -76,7 +76,7 @@ export async function holdsData({ overlay }: SessionDiskRecord): Promise<boolean
 const chain = z.array(z.object({ 'full-backing-filename': z.string().optional() }))
 
 /** Only "no such file" is missing: what cannot be read may be there. */
-export async function isMissing(file: string): Promise<boolean> {
+async function isMissing(file: string): Promise<boolean> {
   try {
     await stat(file)
     return false

@@ -39,8 +39,8 @@ export async function recoverDomain(
 }
 
 /**
- * The nbd-servers of a killed serve go on serving, and would hand out the bytes of a base that the merge is changing: they
- * must be gone before it.
+ * The classic daemon's children outlive a killed serve, and would hand out the bytes of a base that the merge is changing: they
+ * must be gone before it. Our own die with serve.
  */
 async function endStrayReaders(source: Source, journal: Journal): Promise<void> {
   const end = Date.now() + READERS_PATIENCE_MS

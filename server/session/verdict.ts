@@ -46,8 +46,10 @@ export function verdictOn(facts: DiskFacts): Verdict {
   if (facts.overlay === 'missing') return verdictOnMissing(facts)
   if (facts.overlay === 'strange' || facts.overlay === 'blank') return 'strange'
   if (facts.stacked) return 'stacked'
-  // Our own merge writes to the base as well; somebody who repaired the base alone is not overwritten.
-  if (facts.named) return facts.baseWritten === true && !facts.merge ? 'two histories' : 'commit'
+  // Our own merge writes to the base as well, and before it was frozen so did the guest; somebody who repaired the base alone
+  // is not overwritten.
+  const repaired = facts.frozen && facts.baseWritten === true && !facts.merge
+  if (facts.named) return repaired ? 'two histories' : 'commit'
   if (!facts.snapshot || facts.pivot || !facts.holdsData) return 'delete'
   if (facts.merge) return 'two histories'
   return facts.baseWritten === false ? 'commit' : 'two histories'

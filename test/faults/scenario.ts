@@ -12,7 +12,7 @@ export interface Scenario {
   readonly fault: string
   /** Part of what `npm test` runs. */
   readonly sample?: boolean
-  /** Seconds from the fault until the domain must be on its bases; 90 when left out: recovery looks every minute. */
+  /** Seconds from the fault until the domain must be on its bases; 90 when left out: recovery tries less and less often. */
   readonly within?: number
   /** How the fault leaves the domain, and so recovery must too; running when left out. */
   readonly leaves?: DomainState
