@@ -5,6 +5,17 @@ import { isName, isRecoveryPointId, NAME_RULE } from './names.ts'
 
 export const PROTOCOL = 1
 
+/** What a source may say in `hello` that it can do beyond the methods of every version. */
+export const FEATURES = { digests: 'digests' } as const
+/** The most chunks that one `digests` asks for. */
+export const MAX_DIGESTS = 1024
+/** More disks than libvirt's buses give a domain in practice; few enough that a list of them is no burden. */
+const MAX_DISKS = 256
+/** Networks and pools that a domain's devices name. */
+const MAX_NAMED = 256
+/** The source keeps 20 refusals of a lease. */
+const MAX_REFUSALS = 100
+
 const name = z.string().refine(isName, NAME_RULE)
 const token = z.string().regex(/^[0-9a-f]{32}$/, 'a token is 32 hex digits')
 const count = z.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER)
@@ -41,22 +52,28 @@ const helloResult = z.object({
   hostId: z.uuid(),
   role: z.enum(['source', 'standby', 'failed-over', 'failing-back']),
   epoch: count,
+  /** Absent from sources before digests: they have none. Words that are not known are passed over. */
+  features: z.array(z.string().max(50)).max(100).optional(),
 })
 
 const describeResult = z.object({
   domain: name,
   uuid: z.uuid(),
   state: z.string().max(100),
-  disks: z.array(
-    z.object({
-      target: name,
-      exported: z.boolean(),
-      /** Why a disk is not exported. */
-      reason: z.string().max(1000).optional(),
-      format: diskFormat.optional(),
-      size: count.optional(),
-    }),
-  ),
+  disks: z
+    .array(
+      z.object({
+        target: name,
+        exported: z.boolean(),
+        /** Why a disk is not exported. */
+        reason: z.string().max(1000).optional(),
+        format: diskFormat.optional(),
+        size: count.optional(),
+        /** Bytes that the image takes on the source, at most its size: what a copy without holes will take. */
+        allocated: count.optional(),
+      }),
+    )
+    .max(MAX_DISKS),
 })
 
 const openResult = z.object({
@@ -69,13 +86,13 @@ const openResult = z.object({
 const infoResult = z.object({
   recoveryPoint,
   uuid: z.uuid(),
-  disks: z.array(sessionDisk),
+  disks: z.array(sessionDisk).max(MAX_DISKS),
   inactiveXml: z.string(),
   liveXml: z.string(),
   /** UEFI variables, base64. */
   nvram: z.string().nullable(),
-  networks: z.array(z.object({ name: z.string().max(200), xml: z.string() })),
-  pools: z.array(z.object({ name: z.string().max(200), xml: z.string() })),
+  networks: z.array(z.object({ name: z.string().max(200), xml: z.string() })).max(MAX_NAMED),
+  pools: z.array(z.object({ name: z.string().max(200), xml: z.string() })).max(MAX_NAMED),
   host: z.object({
     libvirt: z.string().max(100),
     qemu: z.string().max(100),
@@ -106,10 +123,23 @@ const outcomeResult = z.object({
   reason: z.string().max(2000).optional(),
   code: z.string().max(50).optional(),
   remedy: z.string().max(4000).optional(),
-  disks: z.array(z.object({ target: name, mergeMs: count, overlayBytes: count })),
-  refusals: z.array(refusal),
+  disks: z.array(z.object({ target: name, mergeMs: count, overlayBytes: count })).max(MAX_DISKS),
+  refusals: z.array(refusal).max(MAX_REFUSALS),
 })
 export type Outcome = z.infer<typeof outcomeResult>
+
+const digestsParams = z.object({
+  token,
+  target: name,
+  /** The first chunk. */
+  chunk: count,
+  count: count.min(1).max(MAX_DIGESTS),
+})
+const digestsResult = z.object({
+  digests: z
+    .array(z.string().regex(/^[0-9a-f]{64}$/, 'a digest is 64 hex digits'))
+    .max(MAX_DIGESTS),
+})
 
 const tokenOnly = z.object({ token })
 const nothing = z.object({})
@@ -126,6 +156,11 @@ export const GATE = {
   'session.info': { params: tokenOnly, result: infoResult },
   /** Fails unless the token's session is still frozen: an answer proves that what was read is one recovery point. */
   'session.release': { params: tokenOnly, result: z.object({ recoveryPoint: recoveryPointId }) },
+  /**
+   * SHA-256 of each of `count` chunks (1 MiB, the disk's last one at its real length) of the exported bytes of a frozen
+   * disk. Only where `hello` named the feature. At most 4 at once for each disk of the session.
+   */
+  digests: { params: digestsParams, result: digestsResult },
   acknowledge: {
     params: z.object({ domain: name, recoveryPoint: recoveryPointId }),
     result: nothing,

@@ -31,6 +31,8 @@ export interface Greeting {
   readonly epoch: number
   /** The source's clock minus ours, milliseconds. */
   readonly clockSkewMs: number
+  /** What the source can do beyond the methods of every version. */
+  readonly features: readonly string[]
 }
 
 /** Versions, clocks and roles. @throws Failure UNSAFE when the source is not one; USAGE for versions that do not match */
@@ -66,7 +68,8 @@ export async function greet(
     )
   if (hello.role !== 'source')
     throw new Failure('UNSAFE', `source ${clone.source.name} says that its role is ${hello.role}`)
-  return { hostId: hello.hostId, epoch: hello.epoch, clockSkewMs }
+  const { hostId, epoch: sourceEpoch, features = [] } = hello
+  return { hostId, epoch: sourceEpoch, clockSkewMs, features }
 }
 
 export interface Wanted {

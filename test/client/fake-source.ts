@@ -1,14 +1,16 @@
 // A source for tests of the standby: a gate that speaks real JSON-RPC through a real child, and nbdkit for the bytes.
 
 import { spawn, type ChildProcess } from 'node:child_process'
+import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import { existsSync } from 'node:fs'
-import { mkdir, mkdtemp, rm, stat, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, open as openFile, rm, stat, writeFile } from 'node:fs/promises'
 import { createServer, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { MessageConnection } from 'vscode-jsonrpc/node.js'
+import { CHUNK_SIZE, chunkCount, chunkLength } from '../../shared/chunks.ts'
 import type { FailureCode } from '../../shared/failures.ts'
 import { Failure } from '../../shared/failures.ts'
 import {
@@ -100,6 +102,10 @@ export async function fakeSource(disks: Readonly<Record<string, Buffer>>): Promi
   }
   const targets = Object.keys(disks)
   const sizeOf = async (target: string): Promise<number> => (await stat(file(target))).size
+  const allocatedOf = async (target: string): Promise<number> => {
+    const { blocks, size } = await stat(file(target))
+    return Math.min(size, blocks * 512)
+  }
   const handlers: Handlers = {
     hello: () => ({
       protocol: 1,
@@ -108,6 +114,7 @@ export async function fakeSource(disks: Readonly<Record<string, Buffer>>): Promi
       hostId: HOST_ID,
       role: 'source',
       epoch: 0,
+      features: ['digests'],
     }),
     describe: async () => ({
       domain: 'mydomain',
@@ -120,6 +127,7 @@ export async function fakeSource(disks: Readonly<Record<string, Buffer>>): Promi
             exported: true,
             format: 'raw' as const,
             size: await sizeOf(target),
+            allocated: await allocatedOf(target),
           })),
         )),
         { target: 'sda', exported: false, reason: 'cdrom' },
@@ -157,6 +165,9 @@ export async function fakeSource(disks: Readonly<Record<string, Buffer>>): Promi
       snapshotMs: 20,
     }),
     'session.release': () => ({ recoveryPoint: recoveryPoint.id }),
+    digests: async ({ target, chunk, count }) => ({
+      digests: await digestsOf(file(target), chunk, count),
+    }),
     acknowledge: () => ({}),
     outcome: () => ({ state: 'merged', disks: [], refusals: [] }),
   }
@@ -214,6 +225,25 @@ export async function fakeSource(disks: Readonly<Record<string, Buffer>>): Promi
       server.close()
       await rm(dir, { recursive: true, force: true })
     },
+  }
+}
+
+/** SHA-256 of each chunk as the file is now. */
+async function digestsOf(file: string, chunk: number, count: number): Promise<string[]> {
+  const { size } = await stat(file)
+  if (chunk + count > chunkCount(size))
+    throw new Failure('USAGE', `${file} has ${chunkCount(size)} chunks`)
+  const image = await openFile(file)
+  try {
+    const digests: string[] = []
+    for (let one = chunk; one < chunk + count; one++) {
+      const bytes = Buffer.alloc(chunkLength(size, one))
+      await image.read(bytes, 0, bytes.length, one * CHUNK_SIZE)
+      digests.push(createHash('sha256').update(bytes).digest('hex'))
+    }
+    return digests
+  } finally {
+    await image.close()
   }
 }
 
