@@ -2,9 +2,11 @@
 
 import { toFailure } from '../shared/failures.ts'
 import type { Log } from '../shared/log.ts'
+import type { Copied } from './copy/copy.ts'
 import type { DiskPlan } from './plan.ts'
 import { appendHistory } from './store/history.ts'
 import type { Layout } from './store/layout.ts'
+import type { Method } from './store/method.ts'
 import { readState, writeState, type State } from './store/state.ts'
 
 /** What a running pull tells whoever watches: the terminal's bar, or nobody. */
@@ -27,17 +29,26 @@ export const NOBODY: Watcher = {
 /** Facts gathered on the way; what is missing was not reached. */
 export interface Attempt {
   readonly began: Date
-  readonly bytes: { read: number; written: number }
+  readonly bytes: Copied
+  /** How generations are kept, and what must agree before one is published. */
+  method?: Method
+  verify?: 'readback' | 'source'
   readonly seconds: Record<string, number>
   plan?: readonly DiskPlan[]
   session?: string
+  /** What is staged may be of use for the next pull. */
+  reusable?: boolean
   recoveryPoint?: string
   /** Set once the generation exists. */
   seq?: number
 }
 
 export function newAttempt(): Attempt {
-  return { began: new Date(), bytes: { read: 0, written: 0 }, seconds: {} }
+  return {
+    began: new Date(),
+    bytes: { read: 0, written: 0, changed: 0, hashed: 0, reused: 0 },
+    seconds: {},
+  }
 }
 
 /** Runs one phase, logs it as one line and keeps its seconds. */
@@ -67,7 +78,7 @@ export async function recordAttempt(
   const failure = error === undefined ? undefined : toFailure(error)
   const ended = new Date().toISOString()
   const why = failure && { code: failure.code, message: failure.message }
-  const { began, plan, ...facts } = attempt
+  const { began, plan, reusable, ...facts } = attempt
   await appendHistory(layout, {
     schema: 1,
     began: began.toISOString(),
@@ -76,7 +87,7 @@ export async function recordAttempt(
     ...why,
     ...facts,
     ...(plan && {
-      plan: plan.map(({ target, kind, reason, size }) => ({ target, kind, reason, size })),
+      plan: plan.map(({ chunks, ...disk }) => disk),
     }),
   })
   const state: State = await readState(layout)

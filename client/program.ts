@@ -21,6 +21,7 @@ export type Command = Global &
         readonly all: boolean
         readonly ifDue: boolean
         readonly adopt: boolean
+        readonly full: boolean
         readonly dryRun: boolean
       }
     | { readonly name: 'status'; readonly domains: readonly string[] }
@@ -80,10 +81,15 @@ export function program(
             description:
               'bind the clone to this source and domain, although it belonged to another',
           })
+          .option('full', {
+            type: 'boolean',
+            default: false,
+            description: 'read and write every byte, whatever the clone has',
+          })
           .option('dry-run', dryRun),
       async args => {
-        const { ifDue, all, adopt, dryRun, domains } = args
-        await handle({ name: 'pull', ...global(args), domains, all, ifDue, adopt, dryRun })
+        const { ifDue, all, adopt, full, dryRun, domains } = args
+        await handle({ name: 'pull', ...global(args), domains, all, ifDue, adopt, full, dryRun })
       },
     )
     .command(

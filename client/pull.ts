@@ -1,20 +1,21 @@
 // One pull of one domain, start to finish. The numbers are those of docs/architecture.md.
 
 import { setMaxListeners } from 'node:events'
-import { rm, stat } from 'node:fs/promises'
+import { stat } from 'node:fs/promises'
 import path from 'node:path'
 import { Cleanup } from '../shared/cleanup.ts'
 import { Failure, toFailure } from '../shared/failures.ts'
-import type { SessionInfo } from '../shared/gate.ts'
 import type { Log } from '../shared/log.ts'
 import type { NbdConnection } from '../shared/nbd/client.ts'
 import { newAttempt, recordAttempt, timed, type Attempt, type Watcher } from './attempt.ts'
 import type { CloneConfig } from './config/effective.ts'
-import { copy, type CopyDisk } from './copy/copy.ts'
-import { createImage, storeFailure } from './copy/image.ts'
+import { copy } from './copy/copy.ts'
+import { openDisks } from './copy/disks.ts'
+import { storeFailure } from './copy/image.ts'
 import { openPool } from './copy/pool.ts'
-import { readBack } from './copy/verify.ts'
-import { CHUNK_SIZE, chunkCount, planPull, type DiskPlan } from './plan.ts'
+import { readBack } from './copy/read-back.ts'
+import { chunkCount, planPull, sizeOf, type DiskPlan } from './plan.ts'
+import { sourceDigests } from './source/digests.ts'
 import { openGate, type Gate } from './source/gate.ts'
 import {
   checkSession,
@@ -24,22 +25,33 @@ import {
   mergeOutcome,
   release,
   wantedDisks,
-  type Greeting,
   type Wanted,
 } from './source/session.ts'
 import { repairCurrent } from './store/current.ts'
+import { describeGeneration, digestsOf, levelOf } from './store/describe.ts'
+import { clearStaging, stagedFailure, tidyStaging } from './store/donor.ts'
 import { ofStore } from './store/failure.ts'
-import { imagesOf, soundGenerations, type Generation, type Sound } from './store/generation.ts'
-import { checkBinding, checkRole, checkSpace, checkUnused, lockClone } from './store/guard.ts'
-import { imageName, layoutOf, makeFolders, manifestName, type Layout } from './store/layout.ts'
-import { manifestDigest } from './store/manifest.ts'
+import { imagesOf, isUndamaged, soundGenerations, type Sound } from './store/generation.ts'
+import {
+  checkBinding,
+  checkIsNew,
+  checkRole,
+  checkSpace,
+  checkUnused,
+  lockClone,
+} from './store/guard.ts'
+import { layoutOf, makeFolders, type Layout } from './store/layout.ts'
+import { methodFor } from './store/method.ts'
 import { prune, type PrunePlan } from './store/prune.ts'
-import { makeStaging, publish, removeLeftovers, writeDefinitions } from './store/publish.ts'
+import { publish, writeDefinitions } from './store/publish.ts'
+import { heldBy, nameStaging, stageBases } from './store/stage.ts'
 import { readState, writeState, type State } from './store/state.ts'
 
 export interface PullOptions {
   /** Bind the clone to this source's domain although it belonged to another. */
   readonly adopt: boolean
+  /** Read and write every byte, whatever the clone has. */
+  readonly full: boolean
   readonly signal: AbortSignal
   readonly log: Log
   readonly watcher: Watcher
@@ -52,7 +64,7 @@ export interface Pulled {
   readonly session: string
   readonly plan: readonly DiskPlan[]
   readonly omitted: Wanted['omitted']
-  readonly bytes: { readonly read: number; readonly written: number }
+  readonly bytes: Readonly<Attempt['bytes']>
   readonly seconds: Readonly<Record<string, number>>
   /** `merged`: the source is on its bases again; `kept`: others still use its session. */
   readonly source: 'merged' | 'kept'
@@ -72,7 +84,7 @@ export async function pull(clone: CloneConfig, options: PullOptions): Promise<Pu
 
   const attempt = newAttempt()
   const pulled = await pullLocked(clone, layout, attempt, options).catch(async (error: unknown) => {
-    const failure = ofStore(clone.dir, error)
+    const failure = await stagedFailure(layout, attempt, ofStore(clone.dir, error))
     await recordAttempt(layout, attempt, 'failed', failure).catch((second: unknown) =>
       options.log.error({ err: second }, 'the failed attempt could not be recorded'),
     )
@@ -93,7 +105,7 @@ async function pullLocked(
   clone: CloneConfig,
   layout: Layout,
   attempt: Attempt,
-  { adopt, signal: stopped, log: parentLog, watcher }: PullOptions,
+  { adopt, full, signal: stopped, log: parentLog, watcher }: PullOptions,
 ): Promise<Omit<Pulled, 'pruned'>> {
   await using cleanup = new Cleanup()
   cleanup.defer(() => watcher.done())
@@ -106,21 +118,37 @@ async function pullLocked(
   // 1. May this clone be written?
   const state = await readState(layout)
   checkRole(layout, state)
-  await removeLeftovers(layout)
+  const donor = await tidyStaging(layout)
   const sound = await soundGenerations(layout.dir)
   await repairCurrent(layout, state, sound)
   await checkUnused(layout, sound)
   await checkSpace(layout, await occupied(sound.at(-1)))
+  const method = await methodFor(clone.generations, layout)
+  const { verify } = clone
+  Object.assign(attempt, { method, verify })
 
-  // 2. Connect: greet, reserve a session, and freeze it with the first NBD connection.
+  // 2. Connect: greet, stage what is built upon, reserve a session, and freeze it with the first NBD connection.
   const gate = await openGate(clone.source)
   cleanup.defer(() => gate[Symbol.asyncDispose]())
   const greeting = await greet(gate, clone, state, signal)
   const described = await gate.call('describe', { domain: clone.domain }, { signal })
   const source = { hostId: greeting.hostId, domainUuid: described.uuid }
   checkBinding(layout, state.bound, source, adopt)
+  const digests = greeting.features.includes('digests')
+  if (verify === 'source' && !digests)
+    throw new Failure(
+      'SOURCE_REFUSED',
+      `source ${clone.source.name} is too old to give digests, and ${clone.name} is to be verified by them`,
+      { remedy: 'install this version of nbd-clone there, or set verify: readback' },
+    )
   const wanted = wantedDisks(clone, described)
   for (const disk of wanted.omitted) log.info(disk, 'disk is not pulled')
+
+  // In place a damaged image can be built upon, because then all of it is written.
+  const newest = method === 'in-place' ? sound.at(-1) : sound.filter(isUndamaged).at(-1)
+  const bases = await timed(attempt, log, 'stage', () =>
+    stageBases(layout, wanted.disks, newest, method, full, signal),
+  )
 
   // The threads start while the source freezes, not after it.
   const pool = openPool(
@@ -150,57 +178,61 @@ async function pullLocked(
   checkIsNew(id, sound)
 
   // 3. Plan.
-  const plan = planPull(disks, sound.at(-1)?.generation.disks)
+  const means = { digests, full, verify, donor: donor && path.basename(donor) }
+  const plan = planPull(disks, heldBy(newest, bases.images), means)
   attempt.plan = plan
 
   // 4. Copy into the store.
-  const staging = await makeStaging(layout, id)
-  cleanup.defer(() => rm(staging, { recursive: true, force: true }))
-  const copies: CopyDisk[] = []
-  for (const disk of plan) {
-    const connection = connections.get(disk.target)
-    if (!connection) throw new Failure('INTERNAL', `no connection for disk ${disk.target}`)
-    const file = path.join(staging, imageName(disk))
-    const image = await createImage(file, path.join(staging, manifestName(disk)), disk.size)
-    cleanup.defer(() => image[Symbol.asyncDispose]())
-    copies.push({ plan: disk, connection, image })
+  const staging = await nameStaging(layout, id)
+  attempt.reusable = digests
+  watcher.phase('copy', sizeOf(plan))
+  const origin = {
+    connections,
+    digests: ({ target, size }: DiskPlan) => sourceDigests(gate, token, target, size, signal),
   }
-  const total = plan.reduce((sum, { size }) => sum + size, 0)
-  watcher.phase('copy', total)
+  const progress = (bytes: number): void => watcher.progress(bytes)
+  const copies = await openDisks(
+    ...([cleanup, staging, plan, bases, donor, origin, attempt.bytes, progress] as const),
+  )
   await timed(attempt, log, 'copy', () =>
-    copy(copies, pool, attempt.bytes, signal, bytes => watcher.progress(bytes)),
+    copy(copies, pool, attempt.bytes, signal, progress),
   ).catch((error: unknown) => explainLoss(gate, token, error, signal))
 
   // 5. Release: the source merges while we go on. An error here means that nothing is published.
   await timed(attempt, log, 'release', async () => {
-    await Promise.all(copies.map(({ connection }) => connection.disconnect()))
+    await Promise.all([...connections.values()].map(connection => connection.disconnect()))
     endLease()
     await release(gate, token, id, signal)
     released()
   })
 
   // 6. Verify: what was written is read back from the medium.
-  watcher.phase('verify', total)
+  watcher.phase('verify', attempt.bytes.changed)
   await timed(attempt, log, 'verify', async () => {
     await writeDefinitions(staging, info)
-    for (const { image, plan } of copies) {
-      await image.sync()
-      await readBack(image, plan, pool, signal, bytes => watcher.progress(bytes))
+    for (const disk of copies) {
+      await disk.image.sync()
+      await readBack(disk, pool, signal, progress)
     }
   })
 
   // 7. Publish; acknowledge; wait for the merge's outcome.
   const seq = state.lastSeq + 1
   const dir = await timed(attempt, log, 'publish', async () => {
-    const digests = await digestsOf(staging, plan)
+    const generation = describeGeneration(
+      { info, greeting, omitted: wanted.omitted },
+      { seq, domain: clone.domain },
+      await digestsOf(staging, plan),
+      levelOf(plan, verify),
+    )
     signal.throwIfAborted()
-    const facts = { seq, domain: clone.domain, omitted: [...wanted.omitted] }
     // Before the rename: a crash between the two may waste a seq, but never gives one twice.
     const next: State = { ...state, lastSeq: seq, bound: source }
     await writeState(layout, next)
-    const dir = await publish(layout, { ...describe(info, greeting), ...facts, disks: digests })
+    const dir = await publish(layout, generation)
     attempt.seq = seq
     await repairCurrent(layout, next, await soundGenerations(layout.dir))
+    await clearStaging(layout)
     return dir
   })
   watcher.done()
@@ -239,45 +271,6 @@ async function occupied(newest: Sound | undefined): Promise<number> {
   if (!newest) return 0
   const stats = await Promise.all(imagesOf(newest).map(file => stat(file).catch(() => undefined)))
   return stats.reduce((sum, one) => sum + (one?.blocks ?? 0) * 512, 0)
-}
-
-function checkIsNew(id: string, sound: readonly Sound[]): void {
-  if (sound.some(one => one.id === id))
-    throw new Failure(
-      'SOURCE_REFUSED',
-      `the source's session is ${id}, which this clone has already`,
-      {
-        remedy: 'pull again when that session is over; on the source run: clone-server status',
-      },
-    )
-}
-
-async function digestsOf(dir: string, plan: readonly DiskPlan[]): Promise<Generation['disks']> {
-  const disks: Generation['disks'] = []
-  for (const { target, format, size, chunks } of plan) {
-    const digest = await manifestDigest(path.join(dir, manifestName({ target })), chunks)
-    disks.push({ target, format, size, digest, layers: [] })
-  }
-  return disks
-}
-
-/** What generation.json says of the source and the recovery point. */
-function describe(
-  info: SessionInfo,
-  { hostId, epoch, clockSkewMs }: Greeting,
-): Omit<Generation, 'seq' | 'domain' | 'disks' | 'omitted'> {
-  return {
-    schema: 1,
-    source: { hostId, domainUuid: info.uuid, epoch },
-    recoveryPoint: { ...info.recoveryPoint, clockSkewMs },
-    chunkSize: CHUNK_SIZE,
-    definition: { inactive: 'domain.xml', live: info.liveXml === '' ? null : 'live.xml' },
-    nvram: info.nvram === null ? null : 'nvram.fd',
-    networks: info.networks,
-    pools: info.pools,
-    host: info.host,
-    verified: { level: 'all', at: new Date().toISOString() },
-  }
 }
 
 /** The same failure, saying that the clone itself is good. */

@@ -80,18 +80,27 @@ t.test('a reader that left ends nothing: the pull goes on to its end', async t =
   t.strictSame(await pull.ended, { code: 0, stdout: '', stderr: '' })
 })
 
-t.test('Ctrl-C in the middle: exit 130, the source let go, nothing left', async t => {
+/** Waits until a pull has bytes of its recovery point in staging. */
+async function untilStaged(staging: string): Promise<void> {
+  const staged = async () =>
+    (await readdir(staging).catch(() => [])).some(name =>
+      existsSync(path.join(staging, name, 'vda.raw')),
+    )
+  while (!(await staged())) await sleep(20)
+}
+
+t.test('Ctrl-C in the middle: exit 130, the source let go, nothing published', async t => {
   const source = await aSource(t)
   await source.serveNbd(['--filter=delay', 'rdelay=30'])
   const pull = start(source, ['pull', 'mydomain'])
   const staging = path.join(source.store, 'mydomain', 'staging')
-  while (!existsSync(staging) || (await readdir(staging)).length === 0) await sleep(20)
+  await untilStaged(staging)
   pull.kill('SIGINT')
   const { code, stderr } = await pull.ended
   t.equal(code, 130)
   t.match(stderr, 'interrupted by SIGINT')
   t.equal(source.calls.at(-1), 'session.release')
-  t.strictSame(await readdir(staging), [])
+  t.strictSame(await readdir(path.join(staging, '../generations')), [])
   t.equal(source.gates(), 0)
 })
 
@@ -100,7 +109,7 @@ t.test('SIGKILL in the middle: the gate goes too, and the next pull clears up', 
   await source.serveNbd(['--filter=delay', 'rdelay=30'])
   const pull = start(source, ['pull', 'mydomain'])
   const staging = path.join(source.store, 'mydomain', 'staging')
-  while (!existsSync(staging) || (await readdir(staging)).length === 0) await sleep(20)
+  await untilStaged(staging)
   pull.kill('SIGKILL')
   await pull.ended
   for (let i = 0; i < 100 && source.gates() > 0; i++) await sleep(50)

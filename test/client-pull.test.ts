@@ -43,10 +43,11 @@ function pullFrom(
   {
     signal = never,
     adopt = false,
+    full = false,
     watcher = NOBODY,
-  }: { signal?: AbortSignal; adopt?: boolean; watcher?: Watcher } = {},
+  }: { signal?: AbortSignal; adopt?: boolean; full?: boolean; watcher?: Watcher } = {},
 ): Promise<Pulled> {
-  return pull(cloneOf(source), { adopt, signal, log, watcher })
+  return pull(cloneOf(source), { adopt, full, signal, log, watcher })
 }
 
 /** After any failed pull: nothing staged, no gate child, nothing published beyond `generations`. */
@@ -86,7 +87,7 @@ t.test('a pull publishes a verified generation that coreutils can check', async 
     bytes: { read: total },
     omitted: [{ target: 'sda' }],
   })
-  t.equal(pulled.bytes.written, 3 * MIB + MIB + 512 * 7 + MIB, 'zero chunks are holes')
+  t.equal(pulled.bytes.written, 3 * MIB + MIB + 512 * 7 + 64 * 1024, 'zeros are holes')
 
   const current = path.join(source.store, 'mydomain', 'current')
   t.equal(await readlink(current), `generations/${pulled.recoveryPoint}`)
@@ -135,7 +136,7 @@ t.test('a pull publishes a verified generation that coreutils can check', async 
     { generations: 2, newest: { seq: 3 }, freshness: { state: 'fresh' }, failures: 0 },
   ])
   const config = loadConfig(source.configFile)
-  const flags = { domains: ['mydomain'], all: false, adopt: false }
+  const flags = { domains: ['mydomain'], all: false, adopt: false, full: false }
   const due = await pullCommand(
     config,
     { ...flags, ifDue: true, dryRun: false },
@@ -224,7 +225,14 @@ t.test('an image too long, and files that are missing, are damage too', async t 
   t.match(await verified('1'), { sound: false, disks: [{ image: /missing/ }, {}] })
   t.match(await statusCommand([clone]), [{ freshness: { state: 'none' }, generations: 0 }])
   t.strictSame(readdirSync(clone.dir).includes('current'), false, 'nothing is there to be started')
-  const flags = { domains: ['mydomain'], all: false, adopt: false, ifDue: true, dryRun: false }
+  const flags = {
+    domains: ['mydomain'],
+    all: false,
+    adopt: false,
+    full: false,
+    ifDue: true,
+    dryRun: false,
+  }
   t.match(await pullCommand(loadConfig(source.configFile), flags, log, never, () => NOBODY), {
     results: [{ outcome: 'published' }],
   })
@@ -245,7 +253,8 @@ t.test('failures before anything is published', async t => {
   ) => {
     await t.test(what, async t => {
       await arrange()
-      await t.rejects(pullFrom(source, options), expected)
+      // Every byte is asked for, so that each fault is met.
+      await t.rejects(pullFrom(source, { full: true, ...options }), expected)
       Object.assign(handlers, usual)
       t.match(lastLine(source), { outcome: 'failed', code: expected.code })
       await checkNothingLeft(t, source, 1)
@@ -422,7 +431,7 @@ t.test('a gate that dies is unreachable, and its last words are the reason', asy
     await t.rejects(
       pull(
         { ...clone, source: { ...clone.source, gateCommand: [...gateCommand] } },
-        { adopt: false, signal: never, log, watcher: NOBODY },
+        { adopt: false, full: false, signal: never, log, watcher: NOBODY },
       ),
       { code: 'SOURCE_UNREACHABLE', message },
     )
@@ -548,7 +557,7 @@ t.test(
       sources: { alpha, dead: { ...alpha, gateCommand: ['false'] } },
       domains: { first: { ...mydomain, source: 'dead' }, mydomain },
     }
-    const flags = { domains: [], all: true, ifDue: false, adopt: false, dryRun: false }
+    const flags = { domains: [], all: true, ifDue: false, adopt: false, full: false, dryRun: false }
     const { results, exit } = await pullCommand(config2, flags, log, never, () => NOBODY)
     t.match(results, [
       { clone: 'first', outcome: 'failed' },
@@ -599,7 +608,7 @@ t.test('interrupted between two domains is exit 130', async t => {
   if (!mydomain) throw new Error('not the fake source')
   const two = { ...config, domains: { mydomain, second: { ...mydomain, domain: 'mydomain' } } }
   const aborted = new AbortController()
-  const flags = { domains: [], all: true, ifDue: true, adopt: false, dryRun: false }
+  const flags = { domains: [], all: true, ifDue: true, adopt: false, full: false, dryRun: false }
   // Too late to stop the first one: it is done when its source is.
   const watcher: Watcher = {
     ...NOBODY,

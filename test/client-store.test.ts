@@ -23,7 +23,7 @@ import { openPool } from '../client/copy/pool.ts'
 import { verify } from '../client/copy/verify.ts'
 import { writer } from '../client/copy/writer.ts'
 import { freshness, isDue } from '../client/freshness.ts'
-import { CHUNK_SIZE, planPull } from '../client/plan.ts'
+import { CHUNK_SIZE, planPull, type Held, type Means } from '../client/plan.ts'
 import { repairCurrent } from '../client/store/current.ts'
 import { ofStore } from '../client/store/failure.ts'
 import { listGenerations, soundGenerations, type Generation } from '../client/store/generation.ts'
@@ -32,7 +32,8 @@ import { appendHistory, brokenLinks } from '../client/store/history.ts'
 import { layoutOf, makeFolders, type Layout } from '../client/store/layout.ts'
 import { LINE, manifestDigest, readDigests, writeDigests } from '../client/store/manifest.ts'
 import { planPrune, prune } from '../client/store/prune.ts'
-import { makeStaging, publish, removeLeftovers } from '../client/store/publish.ts'
+import { tidyStaging } from '../client/store/donor.ts'
+import { publish } from '../client/store/publish.ts'
 import { readState, writeState, type State } from '../client/store/state.ts'
 import { Failure } from '../shared/failures.ts'
 
@@ -79,7 +80,8 @@ function generationOf(seq: number): Generation {
 }
 
 async function publishOne(layout: Layout, seq: number): Promise<string> {
-  const staging = await makeStaging(layout, idOf(seq))
+  const staging = path.join(layout.staging, idOf(seq))
+  await mkdir(staging)
   await writeFile(path.join(staging, 'vda.raw'), 'data')
   return publish(layout, generationOf(seq))
 }
@@ -90,18 +92,38 @@ async function stateOf(layout: Layout, change: Partial<State>): Promise<State> {
   return state
 }
 
-t.test('a plan says full and why, for each disk', t => {
+t.test('a plan says how each disk is got, and why', t => {
   const vda = { target: 'vda', format: 'raw', size: 3 * CHUNK_SIZE + 1 } as const
-  const TABLE: [held: { target: string; size: number }[] | undefined, reason: string][] = [
-    [undefined, 'first pull'],
-    [[], 'the disk is new'],
-    [[{ target: 'vdb', size: vda.size }], 'the disk is new'],
-    [[{ target: 'vda', size: 512 }], 'its size was 512 bytes'],
-    [[{ target: 'vda', size: vda.size }], 'this version copies in full'],
+  const held = { ...vda, id: 'RP', damaged: false }
+  const means: Means = { digests: true, full: false, verify: 'readback', donor: undefined }
+  const TABLE: [held: Held[] | undefined, means: Partial<Means>, ...plan: string[]][] = [
+    [undefined, {}, 'full: first pull'],
+    [undefined, { verify: 'source' }, 'hash: first pull; verify: source'],
+    [undefined, { donor: 'D' }, 'hash: first pull; D was interrupted'],
+    [undefined, { donor: 'D', digests: false }, 'full: first pull'],
+    [undefined, { donor: 'D', full: true }, 'full: first pull'],
+    [[], {}, 'full: the disk is new'],
+    [[{ ...held, target: 'vdb' }], {}, 'full: the disk is new'],
+    [[{ ...held, format: 'qcow2' }], {}, 'full: its format was qcow2'],
+    [[held], {}, 'hash: compared with RP', 'RP'],
+    [[held], { donor: 'D' }, 'hash: compared with RP', 'RP'],
+    [[{ ...held, size: 512 }], {}, 'hash: compared with RP, where its size was 512 bytes', 'RP'],
+    [[held], { full: true }, 'full: --full was given', 'RP'],
+    [[held], { digests: false }, 'full: the source is too old to give digests', 'RP'],
+    [[{ ...held, damaged: true }], {}, 'full: generation RP is damaged', 'RP'],
+    [
+      [{ ...held, damaged: true }],
+      { donor: 'D' },
+      'hash: generation RP is damaged; D was interrupted',
+      'RP',
+    ],
   ]
-  for (const [held, reason] of TABLE)
-    t.strictSame(planPull([vda], held), [{ ...vda, kind: 'full', reason, chunks: 4 }], reason)
-  t.equal(planPull([{ ...vda, size: 0 }], undefined)[0]?.chunks, 0)
+  for (const [held, some, way = '', basis] of TABLE) {
+    const [kind, reason] = way.split(/: (.*)/)
+    const expected = { ...vda, kind, reason, chunks: 4, ...(basis !== undefined && { basis }) }
+    t.strictSame(planPull([vda], held, { ...means, ...some }), [expected], way)
+  }
+  t.equal(planPull([{ ...vda, size: 0 }], undefined, means)[0]?.chunks, 0)
   t.end()
 })
 
@@ -113,7 +135,7 @@ t.test('manifest and plan of a 1 TiB disk take less than 100 MB', async t => {
     const { openSync } = await import('node:fs')
     const before = process.memoryUsage().rss
     let most = before
-    const [plan] = planPull([{ target: 'vda', format: 'raw', size: 1024 ** 4 }], undefined)
+    const [plan] = planPull([{ target: 'vda', format: 'raw', size: 1024 ** 4 }], undefined, {})
     const fd = openSync(process.argv[1], 'w')
     const digests = Array(1024).fill('ab'.repeat(32))
     for (let chunk = 0; chunk < plan.chunks; chunk += 1024) {
@@ -223,17 +245,17 @@ t.test('a publish leaves one generation, an empty staging and current on it', as
   t.strictSame((await listGenerations(layout.dir))[0]?.generation, generationOf(1))
 })
 
-t.test('a crash before the rename leaves a leftover that the next run removes', async t => {
+t.test('of what crashes leave in staging the newest pull is kept, for its bytes', async t => {
   const layout = await emptyClone(t)
   await publishOne(layout, 1)
-  const staging = await makeStaging(layout, idOf(2))
-  await writeFile(path.join(staging, 'vda.raw'), 'half')
+  for (const name of ['incoming', `${idOf(1)}.doomed`, idOf(2), idOf(3)])
+    await mkdir(path.join(layout.staging, name))
   t.strictSame(
     (await listGenerations(layout.dir)).map(({ id }) => id),
     [idOf(1)],
   )
-  t.strictSame(await removeLeftovers(layout), [idOf(2)])
-  t.strictSame(await readdir(layout.staging), [])
+  t.equal(await tidyStaging(layout), path.join(layout.staging, idOf(3)))
+  t.strictSame(await readdir(layout.staging), [idOf(3)])
 })
 
 t.test('a crash after the rename leaves current missing or old, which is repaired', async t => {
@@ -316,7 +338,7 @@ t.test('history is a chain: an edited, removed or torn line shows', async t => {
     began: '',
     ended: '',
     outcome: 'failed',
-    bytes: { read: 0, written: 0 },
+    bytes: { read: 0, written: 0, changed: 0, hashed: 0, reused: 0 },
     seconds: {},
   } as const
   for (let i = 0; i < 4; i++) await appendHistory(layout, { ...line, seq: i })

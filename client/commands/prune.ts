@@ -6,7 +6,7 @@ import { layoutOf } from '../store/layout.ts'
 import { soundGenerations } from '../store/generation.ts'
 import { repairCurrent } from '../store/current.ts'
 import { prune, type PrunePlan } from '../store/prune.ts'
-import { removeLeftovers } from '../store/publish.ts'
+import { tidyStaging } from '../store/donor.ts'
 import { readState } from '../store/state.ts'
 
 /** @throws Failure LOCKED */
@@ -17,7 +17,7 @@ export async function pruneCommand(clone: CloneConfig, dryRun: boolean): Promise
   try {
     const state = await readState(layout)
     if (!dryRun) {
-      await removeLeftovers(layout)
+      await tidyStaging(layout)
       // Listed under the lock: a pull may have published since.
       await repairCurrent(layout, state, await soundGenerations(clone.dir))
     }

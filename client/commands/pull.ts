@@ -12,7 +12,8 @@ import { openGate } from '../source/gate.ts'
 import { greet, wantedDisks } from '../source/session.ts'
 import { isUndamaged, soundGenerations } from '../store/generation.ts'
 import { checkBinding, checkRole } from '../store/guard.ts'
-import { layoutOf } from '../store/layout.ts'
+import { layoutOf, recoveryPointsIn } from '../store/layout.ts'
+import { heldBy } from '../store/stage.ts'
 import { readState } from '../store/state.ts'
 
 export interface PullCommand {
@@ -20,12 +21,13 @@ export interface PullCommand {
   readonly all: boolean
   readonly ifDue: boolean
   readonly adopt: boolean
+  readonly full: boolean
   readonly dryRun: boolean
 }
 
 export interface PlannedDisk {
   readonly target: string
-  readonly kind: 'full'
+  readonly kind: 'full' | 'hash'
   readonly reason: string
   /** Bytes, when the source knows before a session. */
   readonly size?: number
@@ -73,7 +75,7 @@ export async function pullCommand(
 
 async function pullOne(
   clone: CloneConfig,
-  { ifDue, adopt, dryRun }: PullCommand,
+  { ifDue, adopt, full, dryRun }: PullCommand,
   log: Log,
   signal: AbortSignal,
   watch: (clone: string) => Watcher,
@@ -85,33 +87,39 @@ async function pullOne(
       return { clone: clone.name, outcome: 'not-due', ageMs: fresh.ageMs }
   }
   if (dryRun)
-    return { clone: clone.name, outcome: 'planned', disks: await planOnly(clone, adopt, signal) }
-  const pulled = await pull(clone, { adopt, signal, log, watcher: watch(clone.name) })
+    return {
+      clone: clone.name,
+      outcome: 'planned',
+      disks: await planOnly(clone, { adopt, full }, signal),
+    }
+  const pulled = await pull(clone, { adopt, full, signal, log, watcher: watch(clone.name) })
   return { clone: clone.name, outcome: 'published', pulled }
 }
 
 /** What a pull would read, asked without a session: nothing changes on either host. */
 async function planOnly(
   clone: CloneConfig,
-  adopt: boolean,
+  { adopt, full }: Pick<PullCommand, 'adopt' | 'full'>,
   signal: AbortSignal,
 ): Promise<PlannedDisk[]> {
   const layout = layoutOf(clone.dir)
   const state = await readState(layout)
   checkRole(layout, state)
   await using gate = await openGate(clone.source)
-  const { hostId } = await greet(gate, clone, state, signal)
+  const { hostId, features } = await greet(gate, clone, state, signal)
   const described = await gate.call('describe', { domain: clone.domain }, { signal })
   checkBinding(layout, state.bound, { hostId, domainUuid: described.uuid }, adopt)
   const { disks } = wantedDisks(clone, described)
   const sizes = new Map(disks.map(({ target, size }) => [target, size]))
-  const held = (await soundGenerations(clone.dir)).at(-1)?.generation.disks
+  const held = heldBy((await soundGenerations(clone.dir)).filter(isUndamaged).at(-1))
+  const donor = (await recoveryPointsIn(layout.staging)).at(-1)
   const plan = planPull(
     disks.map(disk => ({
       ...disk,
       size: disk.size ?? held?.find(one => one.target === disk.target)?.size ?? 0,
     })),
     held,
+    { digests: features.includes('digests'), full, verify: clone.verify, donor },
   )
   return plan.map(({ target, kind, reason }) => {
     const size = sizes.get(target)

@@ -4,12 +4,19 @@ import path from 'node:path'
 import { z } from 'zod'
 import { layered, readConfig, type Effective } from '../../shared/config.ts'
 import { Failure } from '../../shared/failures.ts'
+import type { Method } from '../store/method.ts'
 import { standbySchema, type Source, type StandbyConfig } from './schema.ts'
 
 export const CONFIG_FILE = '/etc/nbd-clone/standby.yaml'
 
 const HOUR = 3_600_000
-const BUILT_IN = { rpo: 24 * HOUR, keep: { last: 3 }, verify: 'readback', stall: 60_000 }
+const BUILT_IN = {
+  rpo: 24 * HOUR,
+  keep: { last: 3 },
+  generations: 'auto',
+  verify: 'readback',
+  stall: 60_000,
+}
 
 /** Everything a command needs to know about one clone. */
 export interface CloneConfig {
@@ -24,6 +31,10 @@ export interface CloneConfig {
   readonly keepLast: number
   /** Milliseconds without a byte after which the source counts as dead. */
   readonly stallMs: number
+  /** How generations are kept; `auto`: as the store's file system allows. */
+  readonly generations: Method | 'auto'
+  /** What must agree before a generation is published: its medium, or the source's digests besides. */
+  readonly verify: 'readback' | 'source'
   readonly excluded: ReadonlySet<string>
 }
 
@@ -32,7 +43,8 @@ const effective = z.object({
   domain: z.string(),
   rpo: z.number(),
   keep: z.object({ last: z.number() }),
-  verify: z.string(),
+  generations: z.enum(['auto', 'reflink', 'in-place', 'copy']),
+  verify: z.enum(['readback', 'source']),
   stall: z.number(),
   disks: z.record(z.string(), z.object({ exclude: z.boolean().optional() })).default({}),
 })
@@ -72,6 +84,8 @@ export function cloneConfig(config: StandbyConfig, clone: string): CloneConfig {
     rpoMs: values.rpo,
     keepLast: values.keep.last,
     stallMs: values.stall,
+    generations: values.generations,
+    verify: values.verify,
     excluded: new Set(disks.filter(([, disk]) => disk.exclude).map(([target]) => target)),
   }
 }

@@ -77,7 +77,8 @@ const settings = {
       last: z.number().int().min(2, 'keep.last is at least 2: the newest, and one to fall back to'),
     })
     .optional(),
-  verify: z.enum(['readback']).optional(),
+  generations: z.enum(['auto', 'reflink', 'in-place', 'copy']).optional(),
+  verify: z.enum(['readback', 'source']).optional(),
   stall: duration.optional(),
 }
 const layer = z.strictObject(settings)

@@ -1,28 +1,48 @@
-// The copy: every planned chunk is received straight into a slot, hashed there by a worker thread, and written from it.
+// The copy: every chunk that the plan wants is received straight into a slot, hashed there by a worker thread, and written
+// from it where it differs from what the image holds already.
 
 import type { NbdConnection } from '../../shared/nbd/client.ts'
+import { Failure } from '../../shared/failures.ts'
 import { CHUNK_SIZE, chunkLength, type DiskPlan } from '../plan.ts'
+import type { Donor } from '../store/donor.ts'
+import type { ChunkSet } from './chunk-set.ts'
 import { storeFailure, type OpenImage } from './image.ts'
 import type { Pool } from './pool.ts'
+import type { Wanted } from './wanted.ts'
 
 export interface CopyDisk {
   readonly plan: DiskPlan
-  readonly connection: NbdConnection
+  readonly connection: Pick<NbdConnection, 'read' | 'destroy'>
   readonly image: OpenImage
+  /** The chunks to get, in turn; every slot takes the next. */
+  readonly wanted: AsyncIterator<Wanted>
+  /** The manifest of what the image holds already: a chunk that is the same there is not written. */
+  readonly was: number | undefined
+  /** Bytes of an interrupted pull. */
+  readonly donor: Donor | undefined
+  /** The chunks that were written; only grows. */
+  readonly written: ChunkSet
 }
 
-/** Counted while the copy runs, so that a failed one is known too. */
+/** Counted while the copy runs, so that a failed one is known too. Bytes. */
 export interface Copied {
-  /** Bytes received and hashed. */
+  /** Received. */
   read: number
-  /** Bytes written; the rest is holes. */
+  /** Written; the rest is holes, or was there. */
   written: number
+  /** Of chunks that differ from the basis; all, without one. */
+  changed: number
+  /** Hashed by the source. */
+  hashed: number
+  /** Taken from an interrupted pull instead of being received. */
+  reused: number
 }
 
 /**
  * Copies all disks at once within the pool's memory: each slot takes the next chunk, receives it, has it stored, and
  * comes again. Returns when nothing is under way any more, also when it fails.
- * @throws the signal's reason; Failure TRANSFER and the like from the connection; SPACE or STANDBY_IO with the path
+ * @throws the signal's reason; Failure TRANSFER and the like from the connection; SPACE or STANDBY_IO with the path;
+ * INTEGRITY when a chunk is not what the source said
  */
 export async function copy(
   disks: readonly CopyDisk[],
@@ -31,25 +51,66 @@ export async function copy(
   signal: AbortSignal,
   onProgress: (bytes: number) => void,
 ): Promise<void> {
-  const chunks = chunksInTurn(disks)
-
   const useSlot = async (buffer: Uint8Array, slot: number): Promise<void> => {
-    for (const { disk, chunk } of chunks) {
-      signal.throwIfAborted()
-      const { plan, connection, image } = disk
-      const length = chunkLength(plan.size, chunk)
-      const bytes = buffer.subarray(0, length)
-      await connection.read(chunk * CHUNK_SIZE, bytes)
-      try {
-        const { manifest } = image
-        const { zero } = await pool.run({ kind: 'digest', slot, chunk, size: plan.size, manifest })
-        if (!zero) await image.write(bytes, chunk * CHUNK_SIZE)
-        totals.read += length
-        totals.written += zero ? 0 : length
-      } catch (error) {
-        throw storeFailure(image.file, error)
+    // Slots begin at different disks, so that several connections work at the same time.
+    for (const disk of turned(disks, slot))
+      for (let next = await take(disk); next; next = await take(disk)) {
+        await copyChunk(disk, next, buffer, slot)
+        onProgress(chunkLength(disk.plan.size, next.chunk))
       }
-      onProgress(length)
+  }
+
+  const take = async ({ wanted }: CopyDisk): Promise<Wanted | undefined> => {
+    signal.throwIfAborted()
+    const next = await wanted.next()
+    return next.done === true ? undefined : next.value
+  }
+
+  const copyChunk = async (
+    { plan, connection, image, was, donor, written }: CopyDisk,
+    { chunk, expected }: Wanted,
+    buffer: Uint8Array,
+    slot: number,
+  ): Promise<void> => {
+    const length = chunkLength(plan.size, chunk)
+    const bytes = buffer.subarray(0, length)
+    const { manifest } = image
+    const digest = () =>
+      pool
+        .run({ kind: 'digest', slot, chunk, size: plan.size, manifest, was, expected })
+        .catch((error: unknown) => {
+          throw storeFailure(image.file, error)
+        })
+    const given = expected !== undefined && (await donor?.read(chunk, expected, bytes)) === true
+    let found = given ? await digest() : undefined
+    if (found && !found.wrong) totals.reused += length
+    else {
+      await connection.read(chunk * CHUNK_SIZE, bytes)
+      totals.read += length
+      found = await digest()
+    }
+    if (found.wrong)
+      throw new Failure(
+        'INTEGRITY',
+        `disk ${plan.target}: chunk ${chunk} (byte ${chunk * CHUNK_SIZE}) is not what the source's digest says`,
+        {
+          remedy: 'pull again; if it comes again, suspect the memory or the network of both hosts',
+        },
+      )
+    if (found.same) return
+    totals.changed += length
+    written.add(chunk)
+    try {
+      let at = 0
+      for (const [offset, count] of [...found.data, [length, 0] as const]) {
+        if (offset > at) await image.zero(chunk * CHUNK_SIZE + at, offset - at)
+        if (count > 0)
+          await image.write(bytes.subarray(offset, offset + count), chunk * CHUNK_SIZE + offset)
+        totals.written += count
+        at = offset + count
+      }
+    } catch (error) {
+      throw storeFailure(image.file, error)
     }
   }
 
@@ -63,11 +124,10 @@ export async function copy(
   })
 }
 
-/** The disks' chunks in turn, so that several connections work at the same time; shared by all slots. */
-function* chunksInTurn(disks: readonly CopyDisk[]): Generator<{ disk: CopyDisk; chunk: number }> {
-  const most = Math.max(0, ...disks.map(({ plan }) => plan.chunks))
-  for (let chunk = 0; chunk < most; chunk++)
-    for (const disk of disks) if (chunk < disk.plan.chunks) yield { disk, chunk }
+/** The disks in turn, another one first for each `by`. */
+function turned<T>(all: readonly T[], by: number): T[] {
+  const at = all.length === 0 ? 0 : by % all.length
+  return [...all.slice(at), ...all.slice(0, at)]
 }
 
 /** Waits for all; the first to fail decides the error and is told at once. */

@@ -3,6 +3,7 @@
 import { constants } from 'node:fs'
 import { open, type FileHandle } from 'node:fs/promises'
 import { Failure, toFailure } from '../../shared/failures.ts'
+import { trim } from '../../shared/host/trim.ts'
 import { writer, type Write } from './writer.ts'
 
 /** Descriptors are plain numbers because the worker threads use them; the owner closes them after the workers ended. */
@@ -14,24 +15,34 @@ export interface OpenImage extends AsyncDisposable {
   readonly manifest: number
   /** Takes page-aligned bytes, which may be shared memory. */
   readonly write: Write
+  /** Makes a range zero, and gives it back to the file system where that can be. */
+  readonly zero: (offset: number, length: number) => Promise<void>
   /** fsync of image and manifest. */
   sync(): Promise<void>
 }
 
+/** How an image is opened: `new` is sparse and all zeros, `patched` exists and holds something else, `read` is not written. */
+type Manner = 'new' | 'patched' | 'read'
+
 /** Creates a sparse image of `size` bytes and an empty manifest. @throws Failure SPACE or STANDBY_IO with the path */
 export function createImage(file: string, manifestFile: string, size: number): Promise<OpenImage> {
-  return openFiles(file, manifestFile, 'wx+', size)
+  return openFiles(file, manifestFile, 'new', size)
+}
+
+/** Opens an image that holds other bytes, makes it `size` bytes long, and creates a manifest. @throws as createImage */
+export function patchImage(file: string, manifestFile: string, size: number): Promise<OpenImage> {
+  return openFiles(file, manifestFile, 'patched', size)
 }
 
 /** Opens a published image to be checked. @throws Failure STANDBY_IO with the path */
 export function openImage(file: string, manifestFile: string): Promise<OpenImage> {
-  return openFiles(file, manifestFile, 'r')
+  return openFiles(file, manifestFile, 'read')
 }
 
 async function openFiles(
   file: string,
   manifestFile: string,
-  flags: 'r' | 'wx+',
+  manner: Manner,
   size?: number,
 ): Promise<OpenImage> {
   const handles: FileHandle[] = []
@@ -44,17 +55,20 @@ async function openFiles(
       handles.push(handle)
       return handle
     }
-    const image = await opened(file, flags)
-    if (size !== undefined) await image.truncate(size)
-    const access = flags === 'r' ? constants.O_RDONLY : constants.O_RDWR
+    const image = await opened(file, { new: 'wx+', patched: 'r+', read: 'r' }[manner])
+    // A block device has the size it has.
+    if (size !== undefined && (await image.stat()).isFile()) await image.truncate(size)
+    const access = manner === 'read' ? constants.O_RDONLY : constants.O_RDWR
     const direct = await opened(file, access | constants.O_DIRECT).catch(() => undefined)
-    const manifest = await opened(manifestFile, flags)
+    const manifest = await opened(manifestFile, manner === 'read' ? 'r' : 'wx+')
     return {
       file,
       fd: image.fd,
       direct: direct?.fd,
       manifest: manifest.fd,
       write: writer(image, direct ?? image),
+      zero: (offset, length) =>
+        manner === 'new' ? Promise.resolve() : zeroRange(image, offset, length),
       async sync() {
         try {
           await image.sync()
@@ -68,6 +82,18 @@ async function openFiles(
   } catch (error) {
     await close()
     throw storeFailure((error as NodeJS.ErrnoException).path ?? file, error)
+  }
+}
+
+async function zeroRange(image: FileHandle, offset: number, length: number): Promise<void> {
+  try {
+    await trim(image.fd, offset, length)
+  } catch (error) {
+    const { code = '' } = error as NodeJS.ErrnoException
+    if (!['EOPNOTSUPP', 'ENOTSUP', 'ENOSYS'].includes(code)) throw error
+    const zeros = Buffer.alloc(length)
+    for (let done = 0; done < length;)
+      done += (await image.write(zeros, done, length - done, offset + done)).bytesWritten
   }
 }
 

@@ -3,18 +3,19 @@
 import { Failure } from '../../shared/failures.ts'
 import { reasonOf, run } from '../../shared/host/run.ts'
 import { CHUNK_SIZE, chunkCount } from '../plan.ts'
+import { allRuns, type Run } from './chunk-set.ts'
 import { allOrFirstError } from './copy.ts'
 import { storeFailure, type OpenImage } from './image.ts'
 import type { Pool } from './pool.ts'
 import type { BadChunk } from './worker.ts'
 
 /** Chunks per job: few messages, and still a progress bar that moves. */
-const BATCH = 16
+export const CHUNKS_AT_ONCE = 16
 /** Twice the threads, so that none waits for its next job. */
 const UNDER_WAY = 8
 
 /**
- * Re-reads an image of `size` bytes. @returns every bad chunk, in order
+ * Re-reads an image of `size` bytes, or only some runs of its chunks. @returns every bad chunk, in order
  * @throws the signal's reason; Failure STANDBY_IO with the path
  */
 export async function verify(
@@ -23,19 +24,16 @@ export async function verify(
   pool: Pool,
   signal: AbortSignal,
   onProgress: (bytes: number) => void,
+  runs: Iterator<Run, void> = allRuns(chunkCount(size), CHUNKS_AT_ONCE),
 ): Promise<BadChunk[]> {
-  const chunks = chunkCount(size)
   const bad: BadChunk[] = []
-  let next = 0
   let failed = false
   if (image.direct === undefined) await dropCache(image.file, signal)
 
   const useSlot = async (slot: number): Promise<void> => {
-    while (next < chunks && !failed) {
+    for (let next = runs.next(); !failed && next.done !== true; next = runs.next()) {
       signal.throwIfAborted()
-      const chunk = next
-      const count = Math.min(BATCH, chunks - chunk)
-      next += count
+      const { chunk, count } = next.value
       const { fd, direct, manifest } = image
       const job = { kind: 'check', slot, chunk, count, size, fd, direct, manifest } as const
       const checked = await pool.run(job).catch((error: unknown) => {
@@ -51,23 +49,6 @@ export async function verify(
     () => (failed = true),
   )
   return bad.sort((a, b) => a.chunk - b.chunk)
-}
-
-/** Verifies an image just written. @throws Failure INTEGRITY naming the first bad chunk */
-export async function readBack(
-  image: OpenImage,
-  { size }: { size: number },
-  pool: Pool,
-  signal: AbortSignal,
-  onProgress: (bytes: number) => void,
-): Promise<void> {
-  const bad = await verify(image, size, pool, signal, onProgress)
-  if (bad[0])
-    throw new Failure(
-      'INTEGRITY',
-      `${image.file}: ${bad.length} chunks read back differ from what was received, the first at ${offsetOf(bad[0])}`,
-      { remedy: "suspect this host's medium or memory; see dmesg and smartctl, then pull again" },
-    )
 }
 
 /** A bad chunk as people look for it: number and byte offset. */

@@ -60,6 +60,16 @@ export async function checkUnused(layout: Layout, sound: readonly Sound[]): Prom
     })
 }
 
+/** @throws Failure SOURCE_REFUSED when the source's session is of a recovery point that the clone has already */
+export function checkIsNew(id: string, sound: readonly Sound[]): void {
+  if (sound.some(one => one.id === id))
+    throw new Failure(
+      'SOURCE_REFUSED',
+      `the source's session is ${id}, which this clone has already`,
+      { remedy: 'pull again when that session is over; on the source run: clone-server status' },
+    )
+}
+
 /** Free bytes that a pull wants beyond what it knows it will write. */
 const RESERVE = 64 * 1024 * 1024
 

@@ -18,8 +18,10 @@ export interface HistoryLine {
   readonly seq?: number
   readonly recoveryPoint?: string
   readonly session?: string
-  readonly plan?: readonly Pick<DiskPlan, 'target' | 'kind' | 'reason' | 'size'>[]
-  readonly bytes: { readonly read: number; readonly written: number }
+  readonly plan?: readonly Omit<DiskPlan, 'chunks'>[]
+  readonly bytes: Readonly<Record<'read' | 'written' | 'changed' | 'hashed' | 'reused', number>>
+  readonly method?: string
+  readonly verify?: string
   /** Phase -> seconds. */
   readonly seconds: Readonly<Record<string, number>>
 }

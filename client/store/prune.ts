@@ -69,7 +69,7 @@ export async function prune(
   if (dryRun) return plan
   for (const { id } of plan.remove) {
     // Renamed first: what is half removed is in staging/, where the next run clears it away.
-    const doomed = path.join(layout.staging, id)
+    const doomed = path.join(layout.staging, `${id}.doomed`)
     await rename(path.join(layout.generations, id), doomed)
     await fsyncPath(layout.generations)
     await rm(doomed, { recursive: true, force: true })

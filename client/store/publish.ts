@@ -1,25 +1,11 @@
 // The commit of a generation: everything fsynced, then one rename from staging/ to generations/.
 
-import { mkdir, rename, rm, writeFile } from 'node:fs/promises'
+import { rename, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import type { SessionInfo } from '../../shared/gate.ts'
 import { fsyncPath, writeDurably } from '../../shared/host/durable.ts'
 import { generationSchema, type Generation } from './generation.ts'
-import { recoveryPointsIn, type Layout } from './layout.ts'
-
-/** A fresh folder for one recovery point. */
-export async function makeStaging(layout: Layout, id: string): Promise<string> {
-  const dir = path.join(layout.staging, id)
-  await mkdir(dir, { mode: 0o700 })
-  return dir
-}
-
-/** Removes what a dead run, or a prune cut short, left in staging/. Only under the clone's lock. @returns what it removed */
-export async function removeLeftovers(layout: Layout): Promise<string[]> {
-  const left = await recoveryPointsIn(layout.staging)
-  for (const id of left) await rm(path.join(layout.staging, id), { recursive: true, force: true })
-  return left
-}
+import type { Layout } from './layout.ts'
 
 /** Writes the definitions beside the images: domain.xml, and live.xml and nvram.fd when there are any. */
 export async function writeDefinitions(dir: string, info: SessionInfo): Promise<void> {

@@ -200,7 +200,7 @@ export async function fakeSource(disks: Readonly<Record<string, Buffer>>): Promi
   await writeFile(
     configFile,
     `store: ${store}\n` +
-      `defaults: { rpo: 4h, keep: { last: 2 }, stall: 5s }\n` +
+      `defaults: { rpo: 4h, keep: { last: 2 }, stall: 5s, generations: copy }\n` +
       `sources: { alpha: { transport: unix, socket: ${nbdSocket}, gateCommand: ${JSON.stringify(command)} } }\n` +
       `domains: { mydomain: { source: alpha } }\n`,
   )
