@@ -12,7 +12,7 @@ import { readState, writeState, type State } from './store/state.ts'
 /** What a running pull tells whoever watches: the terminal's bar, or nobody. */
 export interface Watcher {
   /** A phase with bytes to go began. */
-  phase(name: 'copy' | 'verify', totalBytes: number): void
+  phase(name: 'copy' | 'verify' | 'save' | 'patch', totalBytes: number): void
   progress(bytes: number): void
   /** The bar's end, on every way out. */
   done(): void

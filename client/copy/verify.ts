@@ -57,7 +57,7 @@ export function offsetOf({ chunk }: BadChunk): string {
 }
 
 /** Best effort where O_DIRECT does not exist: posix_fadvise(DONTNEED), which dd offers; the file was fsynced before. */
-async function dropCache(file: string, signal: AbortSignal): Promise<void> {
+export async function dropCache(file: string, signal: AbortSignal): Promise<void> {
   const dropped = await run('dd', [`if=${file}`, 'iflag=nocache', 'count=0', 'status=none'], {
     signal,
   })

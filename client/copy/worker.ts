@@ -1,7 +1,7 @@
 // The thread that computes over payload: tests for zeros and hashes; or reads back and compares. Knows nothing of NBD.
 
 import { createHash } from 'node:crypto'
-import { readSync } from 'node:fs'
+import { readSync, writeSync } from 'node:fs'
 import { parentPort, workerData } from 'node:worker_threads'
 import { readDigests, writeDigests } from '../store/manifest.ts'
 import { CHUNK_SIZE, chunkLength } from '../plan.ts'
@@ -30,7 +30,16 @@ export interface CheckJob {
   readonly fd: number
   readonly direct: number | undefined
 }
-export type Job = DigestJob | CheckJob
+/** Copy chunks to the same places of another file, each compared with its manifest line on the way. */
+export interface MoveJob extends Omit<CheckJob, 'kind'> {
+  readonly kind: 'move'
+  readonly to: number
+  /** `fresh`: an empty file, in which zero chunks stay holes. `data`: only the blocks that differ are written, zeros too. */
+  readonly onto: 'fresh' | 'data'
+  /** `keep`: bytes that differ from their line go over as they are; `leave`: they do not. Both are reported. */
+  readonly wrong: 'keep' | 'leave'
+}
+export type Job = DigestJob | CheckJob | MoveJob
 
 export interface BadChunk {
   readonly chunk: number
@@ -53,6 +62,12 @@ export type Answer =
 
 /** Zeros are looked for in pieces of this many bytes: what a file system gives back without splintering. */
 const GRAIN = 64 * 1024
+
+/** What file systems allocate at once. */
+const BLOCK = 4096
+
+/** What no digest finds. */
+const NOTHING = { data: [], same: false, wrong: false }
 
 const memory = workerData as SharedArrayBuffer
 const zeros = Buffer.alloc(CHUNK_SIZE)
@@ -89,17 +104,65 @@ function digest({ slot, chunk, size, manifest, was, expected }: DigestJob): Outc
   }
 }
 
-function check(job: CheckJob): BadChunk[] {
+/** @param onRead gets the bytes of each chunk that could be read, and whether they match */
+function check(
+  job: CheckJob | MoveJob,
+  onRead?: (bytes: Buffer, chunk: number, good: boolean) => void,
+): BadChunk[] {
   const bad: BadChunk[] = []
   readDigests(job.manifest, job.chunk, job.count).forEach((expected, at) => {
     const chunk = job.chunk + at
     const length = chunkLength(job.size, chunk)
     const bytes = Buffer.from(memory, job.slot * CHUNK_SIZE, CHUNK_SIZE)
+    const readable = (expected !== '' || onRead !== undefined) && readAt(job, bytes, chunk, length)
+    const good = readable && expected !== '' && matches(bytes.subarray(0, length), expected)
     if (expected === '') bad.push({ chunk, why: 'no digest' })
-    else if (!readAt(job, bytes, chunk, length)) bad.push({ chunk, why: 'unreadable' })
-    else if (!matches(bytes.subarray(0, length), expected)) bad.push({ chunk, why: 'differs' })
+    else if (!readable) bad.push({ chunk, why: 'unreadable' })
+    else if (!good) bad.push({ chunk, why: 'differs' })
+    if (readable) onRead?.(bytes.subarray(0, length), chunk, good)
   })
   return bad
+}
+
+function move(job: MoveJob): BadChunk[] {
+  const { to, onto, wrong } = job
+  return check(job, (bytes, chunk, good) => {
+    if (!good && wrong === 'leave') return
+    const offset = chunk * CHUNK_SIZE
+    const runs = onto === 'data' ? differingBlocks(to, bytes, offset) : [{ from: 0, bytes }]
+    for (const { from, bytes } of runs)
+      if (onto === 'data' || !isZero(bytes)) writeAll(to, bytes, offset + from)
+  })
+}
+
+function writeAll(fd: number, bytes: Buffer, offset: number): void {
+  for (let done = 0; done < bytes.length;)
+    done += writeSync(fd, bytes, done, bytes.length - done, offset + done)
+}
+
+/** Whatever block is left alone takes no space that it did not take before; what is past the file's end counts as zeros. */
+function differingBlocks(
+  fd: number,
+  bytes: Buffer,
+  offset: number,
+): { from: number; bytes: Buffer }[] {
+  const there = Buffer.alloc(bytes.length)
+  for (let done = 0, got = 1; done < there.length && got > 0; done += got)
+    try {
+      got = readSync(fd, there, done, there.length - done, offset + done)
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EIO') throw error
+      return [{ from: 0, bytes }]
+    }
+  const runs: { from: number; to: number }[] = []
+  for (let from = 0; from < bytes.length; from += BLOCK) {
+    const to = Math.min(from + BLOCK, bytes.length)
+    if (bytes.subarray(from, to).equals(there.subarray(from, to))) continue
+    const last = runs.at(-1)
+    if (last?.to === from) last.to = to
+    else runs.push({ from, to })
+  }
+  return runs.map(({ from, to }) => ({ from, bytes: bytes.subarray(from, to) }))
 }
 
 function matches(bytes: Buffer, expected: string): boolean {
@@ -107,7 +170,7 @@ function matches(bytes: Buffer, expected: string): boolean {
 }
 
 /** Fills `bytes` from a chunk; false when the medium or the file's end does not give `length` bytes. */
-function readAt(job: CheckJob, bytes: Buffer, chunk: number, length: number): boolean {
+function readAt(job: CheckJob | MoveJob, bytes: Buffer, chunk: number, length: number): boolean {
   let fd = job.direct ?? job.fd
   for (let done = 0; done < length;) {
     try {
@@ -130,7 +193,7 @@ parentPort?.on('message', ({ id, job }: { id: number; job: Job }) => {
     answer =
       job.kind === 'digest'
         ? { id, ...digest(job) }
-        : { id, data: [], same: false, wrong: false, bad: check(job) }
+        : { id, ...NOTHING, bad: job.kind === 'move' ? move(job) : check(job) }
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException
     answer = { id, error: { code, message } }

@@ -6,6 +6,7 @@ import { fsyncPath } from '../../shared/host/durable.ts'
 import { isUndamaged, type Sound } from './generation.ts'
 import type { Layout } from './layout.ts'
 import type { State } from './state.ts'
+import { isAllWhole } from './view.ts'
 
 /** The generation that `current` must show, never a damaged one. @param sound oldest first */
 export function selectedGeneration(state: State, sound: readonly Sound[]): Sound | undefined {
@@ -15,10 +16,12 @@ export function selectedGeneration(state: State, sound: readonly Sound[]): Sound
     : undamaged.find(({ generation }) => generation.seq === state.selected)
 }
 
-/** Where `current` must point, relative to the clone; undefined when it must be absent. */
-function wantedLink(state: State, sound: readonly Sound[]): string | undefined {
+/** Where `current` must point, relative to the clone; undefined when it must be absent: whoever follows it wants images. */
+async function wantedLink(state: State, sound: readonly Sound[]): Promise<string | undefined> {
   const selected = selectedGeneration(state, sound)
-  return selected && path.join('generations', selected.id)
+  return selected && (await isAllWhole(selected))
+    ? path.join('generations', selected.id)
+    : undefined
 }
 
 export async function isCurrentRight(
@@ -27,7 +30,7 @@ export async function isCurrentRight(
   sound: readonly Sound[],
 ): Promise<boolean> {
   const present = await readlink(layout.current).catch(() => undefined)
-  return present === wantedLink(state, sound)
+  return present === (await wantedLink(state, sound))
 }
 
 /** Makes `current` show the selected generation, durably; without one it is absent. Only under the clone's lock. */
@@ -37,7 +40,7 @@ export async function repairCurrent(
   sound: readonly Sound[],
 ): Promise<void> {
   if (await isCurrentRight(layout, state, sound)) return
-  const wanted = wantedLink(state, sound)
+  const wanted = await wantedLink(state, sound)
   if (wanted === undefined) {
     await rm(layout.current, { force: true })
   } else {

@@ -171,7 +171,8 @@ const broken = ({ id }: Sound, target: string, why: string): Failure =>
     remedy: 'use another generation: clone list DOMAIN; and pull again',
   })
 
-async function exists(file: string): Promise<boolean> {
+/** Whether a name exists, a link that leads nowhere too. @throws Failure STANDBY_IO with the path */
+export async function exists(file: string): Promise<boolean> {
   try {
     await lstat(file)
     return true
