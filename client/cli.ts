@@ -5,6 +5,7 @@ import { hideBin } from 'yargs/helpers'
 import { describeFailure, Failure, toFailure } from '../shared/failures.ts'
 import { asJson, failureJson } from '../shared/help.ts'
 import { createLog } from '../shared/log.ts'
+import { claimCommand, releaseCommand } from './commands/claim.ts'
 import { configCheck, configShow } from './commands/config.ts'
 import { listCommand } from './commands/list.ts'
 import { pruneCommand } from './commands/prune.ts'
@@ -16,6 +17,7 @@ import { standbyJsonSchema } from './config/schema.ts'
 import { program, type Command } from './program.ts'
 import { progressBar } from './progress.ts'
 import {
+  claimText,
   listText,
   pruneText,
   pullJson,
@@ -95,6 +97,14 @@ async function perform(command: Command): Promise<number> {
       const { domain, dryRun } = command
       const plan = await pruneCommand(cloneConfig(config, domain), dryRun)
       say({ clone: domain, dryRun, ...plan }, () => pruneText(domain, plan, dryRun))
+      return 0
+    }
+    case 'claim':
+    case 'release': {
+      const { domain, generation, purpose } = command
+      const perform = command.name === 'claim' ? claimCommand : releaseCommand
+      const claimed = await perform(cloneConfig(config, domain), generation, purpose)
+      say(claimed, () => claimText(command.name, claimed))
       return 0
     }
     case 'config check': {

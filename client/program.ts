@@ -28,6 +28,12 @@ export type Command = Global &
     | { readonly name: 'list'; readonly domain: string }
     | { readonly name: 'verify'; readonly domain: string; readonly generation: string | undefined }
     | { readonly name: 'prune'; readonly domain: string; readonly dryRun: boolean }
+    | {
+        readonly name: 'claim' | 'release'
+        readonly domain: string
+        readonly generation: string
+        readonly purpose: string
+      }
     | { readonly name: 'config check' }
     | { readonly name: 'config show'; readonly domain: string | undefined }
     | { readonly name: 'config schema' }
@@ -49,6 +55,18 @@ export function program(
       demandOption: true,
       description: 'a domain of standby.yaml',
     })
+  const claim = (y: Argv) =>
+    domain(y)
+      .positional('generation', {
+        type: 'string',
+        demandOption: true,
+        description: 'a recovery point or a sequence number',
+      })
+      .positional('purpose', {
+        type: 'string',
+        demandOption: true,
+        description: 'what it is held for: a name',
+      })
   const dryRun = {
     type: 'boolean',
     default: false,
@@ -116,9 +134,23 @@ export function program(
     )
     .command(
       'prune <domain>',
-      'remove the generations beyond keep.last',
+      'remove the generations that keep does not want',
       y => domain(y).option('dry-run', dryRun),
       args => handle({ name: 'prune', ...global(args), domain: args.domain, dryRun: args.dryRun }),
+    )
+    .command(
+      'claim <domain> <generation> <purpose>',
+      'hold a generation: neither prune nor rollback touches it',
+      claim,
+      ({ domain, generation, purpose, ...args }) =>
+        handle({ name: 'claim', ...global(args), domain, generation, purpose }),
+    )
+    .command(
+      'release <domain> <generation> <purpose>',
+      'end a claim',
+      claim,
+      ({ domain, generation, purpose, ...args }) =>
+        handle({ name: 'release', ...global(args), domain, generation, purpose }),
     )
     .command('config', 'check or show the configuration', y =>
       y

@@ -94,7 +94,7 @@ export async function pull(clone: CloneConfig, options: PullOptions): Promise<Pu
   // 8. Record freshness and history; prune by retention.
   try {
     await recordAttempt(layout, attempt, pulled.source)
-    const pruned = await prune(layout, await readState(layout), clone.keepLast)
+    const pruned = await prune(layout, await readState(layout), clone.keep)
     return { ...pulled, pruned }
   } catch (error) {
     throw withGeneration(ofStore(clone.dir, error), pulled.recoveryPoint)

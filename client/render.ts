@@ -4,13 +4,14 @@ import Table from 'cli-table3'
 import { describeFailure } from '../shared/failures.ts'
 import { failureJson } from '../shared/help.ts'
 import { formatDuration, formatSize } from '../shared/quantities.ts'
+import type { Claimed } from './commands/claim.ts'
 import type { Shown } from './commands/config.ts'
 import type { Listed } from './commands/list.ts'
 import type { PullResult } from './commands/pull.ts'
 import type { CloneStatus } from './commands/status.ts'
 import type { Verified } from './commands/verify.ts'
 import { offsetOf } from './copy/verify.ts'
-import type { PrunePlan } from './store/prune.ts'
+import type { PrunePlan, Retained } from './store/prune.ts'
 
 /** Bad chunks that are named one by one on a terminal; --json names them all. */
 const NAMED = 20
@@ -134,13 +135,21 @@ export function verifyText({ clone, id, disks }: Verified): string {
 
 export function pruneText(clone: string, plan: PrunePlan, dryRun: boolean): string {
   const lines = [
-    ...plan.remove.map(
-      ({ id, seq, why }) =>
-        `${clone}: ${dryRun ? 'would remove' : 'removed'} ${id} (seq ${seq}): ${why}`,
-    ),
-    ...plan.spared.map(({ id, seq, why }) => `${clone}: keeps ${id} (seq ${seq}): ${why}`),
+    ...plan.remove.map(told(dryRun ? 'would remove' : 'removed')),
+    ...plan.spared.map(told('spared')),
+    // What the policy keeps is only asked for when nothing is done.
+    ...(dryRun ? plan.keep.map(told('keeps')) : []),
   ]
   return lines.length === 0 ? `${clone}: nothing to prune` : lines.join('\n')
+
+  function told(verb: string): (one: Retained) => string {
+    return ({ id, seq, why }) =>
+      `${clone}: ${verb} ${id}${seq === undefined ? '' : ` (seq ${seq})`}: ${why}`
+  }
+}
+
+export function claimText(did: 'claim' | 'release', { clone, id, seq, purpose }: Claimed): string {
+  return `${clone}: ${did}${did === 'claim' ? 'ed' : 'd'} ${id} (seq ${seq}) for ${purpose}`
 }
 
 export function showText(shown: readonly Shown[]): string {

@@ -95,7 +95,13 @@ t.test('a value comes from the last layer that sets it, and says which', t => {
       `domains: { web: { group: db, rpo: 4h, domain: www, disks: { vdb: { exclude: true } } } }\n`,
   )
   const clone = cloneConfig(config, 'web')
-  t.match(clone, { name: 'web', domain: 'www', rpoMs: 4 * 3_600_000, keepLast: 5, stallMs: 60_000 })
+  t.match(clone, {
+    name: 'web',
+    domain: 'www',
+    rpoMs: 4 * 3_600_000,
+    keep: { last: 5 },
+    stallMs: 60_000,
+  })
   t.equal(clone.dir, '/var/lib/nbd-clone/clones/web')
   t.strictSame([...clone.excluded], ['vdb'])
   const [shown] = configShow(config, 'web')

@@ -31,7 +31,7 @@ import { checkBinding, checkRole, checkUnused, lockClone } from '../client/store
 import { appendHistory, brokenLinks } from '../client/store/history.ts'
 import { layoutOf, makeFolders, type Layout } from '../client/store/layout.ts'
 import { LINE, manifestDigest, readDigests, writeDigests } from '../client/store/manifest.ts'
-import { planPrune, prune } from '../client/store/prune.ts'
+import { prune } from '../client/store/prune.ts'
 import { tidyStaging } from '../client/store/donor.ts'
 import { publish } from '../client/store/publish.ts'
 import { readState, writeState, type State } from '../client/store/state.ts'
@@ -288,22 +288,7 @@ t.test('a broken generation.json is named, and the others are listed', async t =
   }
 })
 
-t.test('retention spares what is held, and nothing among the newest', t => {
-  const candidate = (seq: number, hold?: string) => ({ id: idOf(seq), seq, hold })
-  const all = [candidate(1), candidate(2, 'claimed: test'), candidate(3), candidate(4)]
-  const seqs = (list: readonly { seq: number }[]) => list.map(({ seq }) => seq)
-  t.strictSame(seqs(planPrune(all, 2).remove), [1])
-  t.strictSame(planPrune(all, 2).spared, [{ id: idOf(2), seq: 2, why: 'claimed: test' }])
-  t.strictSame(seqs(planPrune(all, 9).remove), [])
-  t.strictSame(seqs(planPrune(all, 0).remove), [1, 3], 'the newest stays whatever keep says')
-  t.strictSame(planPrune([], 2), { remove: [], spared: [] })
-  const damaged = (seq: number) => ({ ...candidate(seq), damaged: true })
-  const some = [candidate(1), candidate(2), damaged(3), candidate(4), damaged(5)]
-  t.strictSame(seqs(planPrune(some, 2).remove), [1], 'damaged ones are not counted')
-  t.strictSame(seqs(planPrune([damaged(1), ...some.slice(1)], 1).remove), [1, 2, 3])
-  t.strictSame(seqs(planPrune([damaged(1), damaged(2)], 1).remove), [])
-  t.end()
-})
+const LAST_2 = { last: 2, hourly: 0, daily: 0, weekly: 0, monthly: 0 }
 
 t.test('prune removes the oldest, never a claimed, selected or open one', async t => {
   const layout = await emptyClone(t)
@@ -314,9 +299,9 @@ t.test('prune removes the oldest, never a claimed, selected or open one', async 
   const holder = spawn('sleep', ['100'], { stdio: [openSync(image, 'r'), 'ignore', 'ignore'] })
   t.teardown(() => holder.kill('SIGKILL'))
   const state = await stateOf(layout, { selected: 3 })
-  const would = await prune(layout, state, 2, true)
+  const would = await prune(layout, state, LAST_2, true)
   t.equal((await listGenerations(layout.dir)).length, 6, 'a dry run removes nothing')
-  const plan = await prune(layout, state, 2)
+  const plan = await prune(layout, state, LAST_2)
   t.strictSame(plan, would)
   t.strictSame(
     plan.remove.map(({ seq }) => seq),

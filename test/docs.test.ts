@@ -274,8 +274,9 @@ const CONFIGS = [
 ] as const
 
 function clonedDefault(key: string): unknown {
-  const { rpoMs, keepLast, stallMs } = cloneConfig(standbyOf(MINIMAL), 'd')
-  return { rpo: rpoMs, 'keep.last': keepLast, stall: stallMs, verify: 'readback' }[key]
+  const { rpoMs, keep, stallMs } = cloneConfig(standbyOf(MINIMAL), 'd')
+  const kept = Object.entries(keep).map(([rule, count]) => [`keep.${rule}`, count] as const)
+  return { ...Object.fromEntries(kept), rpo: rpoMs, stall: stallMs, verify: 'readback' }[key]
 }
 
 for (const { page, schema, builtIn } of CONFIGS)

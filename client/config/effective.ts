@@ -4,15 +4,17 @@ import path from 'node:path'
 import { z } from 'zod'
 import { layered, readConfig, type Effective } from '../../shared/config.ts'
 import { Failure } from '../../shared/failures.ts'
+import type { KeepPolicy } from '../store/keep.ts'
 import type { Method } from '../store/method.ts'
 import { standbySchema, type Source, type StandbyConfig } from './schema.ts'
 
 export const CONFIG_FILE = '/etc/nbd-clone/standby.yaml'
 
 const HOUR = 3_600_000
+const KEEP: KeepPolicy = { last: 3, hourly: 0, daily: 0, weekly: 0, monthly: 0 }
 const BUILT_IN = {
   rpo: 24 * HOUR,
-  keep: { last: 3 },
+  keep: KEEP,
   generations: 'auto',
   verify: 'readback',
   stall: 60_000,
@@ -28,7 +30,7 @@ export interface CloneConfig {
   readonly source: Source & { readonly name: string }
   /** Milliseconds. */
   readonly rpoMs: number
-  readonly keepLast: number
+  readonly keep: KeepPolicy
   /** Milliseconds without a byte after which the source counts as dead. */
   readonly stallMs: number
   /** How generations are kept; `auto`: as the store's file system allows. */
@@ -42,7 +44,13 @@ const effective = z.object({
   source: z.string(),
   domain: z.string(),
   rpo: z.number(),
-  keep: z.object({ last: z.number() }),
+  keep: z.object({
+    last: z.number(),
+    hourly: z.number(),
+    daily: z.number(),
+    weekly: z.number(),
+    monthly: z.number(),
+  }),
   generations: z.enum(['auto', 'reflink', 'in-place', 'copy']),
   verify: z.enum(['readback', 'source']),
   stall: z.number(),
@@ -82,7 +90,7 @@ export function cloneConfig(config: StandbyConfig, clone: string): CloneConfig {
     domain: values.domain,
     source: { ...source, name: values.source },
     rpoMs: values.rpo,
-    keepLast: values.keep.last,
+    keep: values.keep,
     stallMs: values.stall,
     generations: values.generations,
     verify: values.verify,

@@ -68,13 +68,23 @@ const source = z
   }))
 export type Source = z.infer<typeof source>
 
+const periods = z.number().int().min(0, 'how many to keep is 0 (none) or more').optional()
+
 /** What every layer may set: defaults, groups and domains. */
 const settings = {
   source: name.optional(),
   rpo: duration.optional(),
   keep: z
     .strictObject({
-      last: z.number().int().min(2, 'keep.last is at least 2: the newest, and one to fall back to'),
+      last: z
+        .number()
+        .int()
+        .min(2, 'keep.last is at least 2: the newest, and one to fall back to')
+        .optional(),
+      hourly: periods,
+      daily: periods,
+      weekly: periods,
+      monthly: periods,
     })
     .optional(),
   generations: z.enum(['auto', 'reflink', 'in-place', 'copy']).optional(),

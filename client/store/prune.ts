@@ -1,86 +1,103 @@
 // Retention: which generations may go, and their removal in two steps so that no crash leaves half of one.
 
-import { readdir, rename, rm } from 'node:fs/promises'
+import { rename, rm } from 'node:fs/promises'
 import path from 'node:path'
 import { fsyncPath } from '../../shared/host/durable.ts'
+import { claimReason } from './claims.ts'
 import { selectedGeneration } from './current.ts'
-import { imagesOf, isUndamaged, soundGenerations, type Sound } from './generation.ts'
+import { imagesOf, isSound, isUndamaged, listGenerations, type Sound } from './generation.ts'
+import { describePolicy, keepReasons, type Dated, type KeepPolicy } from './keep.ts'
 import type { Layout } from './layout.ts'
 import type { State } from './state.ts'
 import { usersOf } from './users.ts'
 
 export interface Retained {
   readonly id: string
-  readonly seq: number
-  /** Why it goes, or why it stays although it is beyond keep.last. */
+  /** Unset for a broken one. */
+  readonly seq?: number
+  /** Why it is kept, why it goes, or why it stays although the policy does not want it. */
   readonly why: string
 }
 export interface PrunePlan {
+  readonly keep: readonly Retained[]
   readonly remove: readonly Retained[]
   readonly spared: readonly Retained[]
 }
 
-/** Facts about one generation that retention needs; `hold` is why it may not go. */
-export interface Candidate {
-  readonly id: string
-  readonly seq: number
-  readonly hold: string | undefined
-  readonly damaged?: boolean
+/** Facts about one generation that retention needs. */
+export interface Candidate extends Dated {
+  readonly damaged: boolean
 }
 
 /**
- * Pure: everything older than the newest `keepLast` undamaged ones goes, except what is held. A damaged one is never
- * counted, so that none that is good goes in its favour. @param candidates oldest first
+ * Pure: what the policy does not want goes, except what is held. Damaged ones are never counted, so that none that is good
+ * goes in their favour; they go once they are older than all that is kept.
+ * @param candidates in any order. @param holds id -> why it may not go
  */
-export function planPrune(candidates: readonly Candidate[], keepLast: number): PrunePlan {
-  const beyond = candidates.slice(0, firstKept(candidates, keepLast))
-  const remove: Retained[] = []
-  const spared: Retained[] = []
-  for (const { id, seq, hold } of beyond)
-    if (hold === undefined) remove.push({ id, seq, why: `beyond keep.last ${keepLast}` })
-    else spared.push({ id, seq, why: hold })
-  return { remove, spared }
-}
-
-/** Where the newest `keepLast` undamaged ones begin; 0 when there are no more than these. */
-function firstKept(candidates: readonly Pick<Candidate, 'damaged'>[], keepLast: number): number {
-  const undamaged = candidates.flatMap(({ damaged = false }, at) => (damaged ? [] : [at]))
-  return undamaged.at(-Math.max(1, keepLast)) ?? 0
-}
-
-/** Prunes a clone under its lock. Broken generations are never touched: a person has to look. */
-export async function prune(
-  layout: Layout,
-  state: State,
-  keepLast: number,
-  dryRun = false,
-): Promise<PrunePlan> {
-  const sound = await soundGenerations(layout.dir)
-  const selected = selectedGeneration(state, sound)
-  const candidates: Candidate[] = []
-  const damaged = sound.map(found => ({ damaged: !isUndamaged(found) }))
-  const kept = firstKept(damaged, keepLast)
-  for (const [at, found] of sound.entries()) {
-    // Whoever uses the newest ones does not matter: they stay anyway.
-    const hold = at >= kept ? undefined : found === selected ? 'selected' : await holdOf(found)
-    candidates.push({ id: found.id, seq: found.generation.seq, hold, ...damaged[at] })
-  }
-  const plan = planPrune(candidates, keepLast)
-  if (dryRun) return plan
-  for (const { id } of plan.remove) {
-    // Renamed first: what is half removed is in staging/, where the next run clears it away.
-    const doomed = path.join(layout.staging, `${id}.doomed`)
-    await rename(path.join(layout.generations, id), doomed)
-    await fsyncPath(layout.generations)
-    await rm(doomed, { recursive: true, force: true })
+export function planPrune(
+  candidates: readonly Candidate[],
+  policy: KeepPolicy,
+  holds: ReadonlyMap<string, string> = new Map(),
+): PrunePlan {
+  const kept = keepReasons(
+    candidates.filter(({ damaged }) => !damaged),
+    policy,
+  )
+  const oldestKept = Math.min(...candidates.filter(({ id }) => kept.has(id)).map(({ seq }) => seq))
+  const plan = { keep: [] as Retained[], remove: [] as Retained[], spared: [] as Retained[] }
+  for (const { id, seq, damaged } of candidates.toSorted((a, b) => a.seq - b.seq)) {
+    const why = kept.get(id)
+    const hold = holds.get(id)
+    if (why !== undefined) plan.keep.push({ id, seq, why })
+    else if (damaged && (kept.size === 0 || seq > oldestKept))
+      plan.keep.push({ id, seq, why: 'damaged, but not older than all that is kept' })
+    else if (hold !== undefined) plan.spared.push({ id, seq, why: hold })
+    else plan.remove.push({ id, seq, why: `beyond keep: ${describePolicy(policy)}` })
   }
   return plan
 }
 
-/** A file in `<generation>/claims/` holds it, whatever made it; so does anyone who has its images open. */
+/** Prunes a clone under its lock. Needs no space. Broken generations are never touched: a person has to look. */
+export async function prune(
+  layout: Layout,
+  state: State,
+  policy: KeepPolicy,
+  dryRun = false,
+): Promise<PrunePlan> {
+  const found = await listGenerations(layout.dir)
+  const sound = found.filter(isSound)
+  const candidates = sound.map(one => ({
+    id: one.id,
+    seq: one.generation.seq,
+    instant: one.generation.recoveryPoint.instant,
+    damaged: !isUndamaged(one),
+  }))
+  // Who uses those that are kept does not matter, and finding out takes long.
+  const beyond = new Set(planPrune(candidates, policy).remove.map(({ id }) => id))
+  const selected = selectedGeneration(state, sound)
+  const holds = new Map<string, string>()
+  for (const one of sound.filter(({ id }) => beyond.has(id))) {
+    const hold = one === selected ? 'selected' : await holdOf(one)
+    if (hold !== undefined) holds.set(one.id, hold)
+  }
+  const plan = planPrune(candidates, policy, holds)
+  const broken = found.flatMap(({ id, broken: why }) => (why === undefined ? [] : [{ id, why }]))
+  if (!dryRun) for (const { id } of plan.remove) await remove(layout, id)
+  return { ...plan, spared: [...plan.spared, ...broken] }
+}
+
+/** Renamed first: what is half removed is in staging/, where the next run clears it away. */
+async function remove(layout: Layout, id: string): Promise<void> {
+  const doomed = path.join(layout.staging, `${id}.doomed`)
+  await rename(path.join(layout.generations, id), doomed)
+  await fsyncPath(layout.generations)
+  await rm(doomed, { recursive: true, force: true })
+}
+
+/** Why a generation may not go although the policy does not want it. */
 async function holdOf(found: Sound): Promise<string | undefined> {
-  const claims = await readdir(path.join(found.dir, 'claims')).catch(() => [])
-  if (claims.length > 0) return `claimed: ${claims.sort().join(', ')}`
+  const claimed = await claimReason(found.dir)
+  if (claimed !== undefined) return claimed
   const [user] = await usersOf(imagesOf(found))
   return user && `in use: ${user}`
 }

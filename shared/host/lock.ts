@@ -1,7 +1,7 @@
 // Locks that the kernel frees when the holder dies, however it dies.
 
 import { spawnSync } from 'node:child_process'
-import { closeSync, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs'
+import { closeSync, constants, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs'
 import { Failure } from '../failures.ts'
 
 /**
@@ -9,16 +9,20 @@ import { Failure } from '../failures.ts'
  * @returns a function that frees it, or the text of the present holder
  */
 export function tryLock(file: string, holder: string): (() => void) | { heldBy: string } {
-  const fd = openSync(file, 'a+', 0o600)
+  const fd = openSync(file, constants.O_RDWR | constants.O_CREAT, 0o600)
   // The lock belongs to the open file, so it outlives flock(1) and lasts as long as our descriptor.
   const locked = spawnSync('flock', ['-n', '3'], { stdio: ['ignore', 'ignore', 'inherit', fd] })
   if (locked.status !== 0) {
     closeSync(fd)
     if (locked.status !== 1)
       throw new Failure('INTERNAL', `flock ${file}: ${locked.error?.message ?? 'failed'}`)
-    return { heldBy: readFileSync(file, 'utf8').trim() || 'another process' }
+    return { heldBy: readFileSync(file, 'utf8').split('\n')[0] || 'another process' }
   }
-  ftruncateSync(fd)
-  writeSync(fd, `${holder}\n`)
+  try {
+    // Over what is there, so that a full file system, where locks are needed to free some of it, has room for it.
+    ftruncateSync(fd, writeSync(fd, `${holder}\n`, 0))
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOSPC') throw error
+  }
   return () => closeSync(fd)
 }
