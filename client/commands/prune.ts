@@ -9,6 +9,7 @@ import { repairCurrent } from '../store/current.ts'
 import { prune, type PrunePlan } from '../store/prune.ts'
 import { tidyStaging } from '../store/donor.ts'
 import { readState } from '../store/state.ts'
+import { recover } from '../store/undo.ts'
 
 /** @throws Failure LOCKED */
 export async function pruneCommand(clone: CloneConfig, dryRun: boolean): Promise<PrunePlan> {
@@ -16,8 +17,9 @@ export async function pruneCommand(clone: CloneConfig, dryRun: boolean): Promise
   const layout = layoutOf(clone.dir)
   const unlock = lockClone(layout, 'prune')
   try {
+    if (dryRun) return await prune(layout, await readState(layout), clone.keep, true)
+    await recover(layout)
     const state = await readState(layout)
-    if (dryRun) return await prune(layout, state, clone.keep, true)
     await tidyStaging(layout)
     await removeStaleClaims(await soundGenerations(clone.dir))
     const plan = await prune(layout, state, clone.keep)

@@ -1,4 +1,4 @@
-// After any command has run once, `current` is right again, even if a crash fell between a publish and its symlink.
+// After any command has run once, a clone is a complete generation again, and `current` shows it.
 
 import type { CloneConfig } from '../config/effective.ts'
 import { isCurrentRight, repairCurrent } from '../store/current.ts'
@@ -6,15 +6,22 @@ import { soundGenerations } from '../store/generation.ts'
 import { lockClone } from '../store/guard.ts'
 import { layoutOf } from '../store/layout.ts'
 import { readState } from '../store/state.ts'
+import { readJournal, recover } from '../store/undo.ts'
 
-/** Repairs `current` when it is wrong and nobody else works on the clone. @throws when it cannot */
+/**
+ * Ends an exchange that was cut short, and repairs `current` when it is wrong, if nobody else works on the clone.
+ * @throws Failure LOCKED, and whatever keeps it from being done
+ */
 export async function tidy(clone: CloneConfig): Promise<void> {
   const layout = layoutOf(clone.dir)
-  const sound = await soundGenerations(clone.dir)
   // Looked at without the lock first, so that asking for the status never gets in the way of a pull.
-  if (sound.length === 0 || (await isCurrentRight(layout, await readState(layout), sound))) return
+  if (!(await readJournal(layout))) {
+    const sound = await soundGenerations(clone.dir)
+    if (sound.length === 0 || (await isCurrentRight(layout, await readState(layout), sound))) return
+  }
   const unlock = lockClone(layout, 'status')
   try {
+    await recover(layout)
     await repairCurrent(layout, await readState(layout), await soundGenerations(clone.dir))
   } finally {
     unlock()

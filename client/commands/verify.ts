@@ -23,6 +23,7 @@ import { lockClone } from '../store/guard.ts'
 import { imageName, layoutOf, manifestName } from '../store/layout.ts'
 import { manifestDigest } from '../store/manifest.ts'
 import { readState } from '../store/state.ts'
+import { recover } from '../store/undo.ts'
 
 export interface VerifiedDisk {
   readonly target: string
@@ -58,6 +59,7 @@ export async function verifyCommand(
   cleanup.defer(() => watcher.done())
   await chosen(clone, which)
   cleanup.defer(lockClone(layoutOf(clone.dir), 'verify'))
+  await recover(layoutOf(clone.dir), signal)
   // Chosen again: before the lock a pull may have published or pruned.
   const found = await chosen(clone, which)
   const { id, generation } = found

@@ -92,7 +92,10 @@ export async function patchDisk(
   if (bad[0] && !tolerant) throw differs(image, bad)
 }
 
-/** Makes an image hold the old generation again. Needs no space: every block that differs is one that was written. */
+/**
+ * Makes an image hold the old generation again. Needs no space: every block that differs is one that was written. What was
+ * saved goes only when all images are back, so where it is gone the image is back already, which is checked all the same.
+ */
 export async function restoreDisk(
   layout: Layout,
   { to }: Journal,
@@ -103,30 +106,21 @@ export async function restoreDisk(
   const { image, saved, fromDir } = files.places
   const { size } = disk.before
   const chunks = chunkCount(size)
-  const target = await files.openImage(image)
-  const { fd } = await files.open(saved, 'r')
-  const job = {
-    ...({
-      kind: 'move',
-      fd,
-      direct: undefined,
-      to: target.fd,
-      size,
-      manifest: files.before,
-    } as const),
-    ...({ onto: 'data', wrong: 'keep' } as const),
-  }
   await using pool = openPool(chunks)
-  await workOff(files.differing(chunks), () => job, image, { pool, signal })
-  await setSize(target, image, size)
-  await sync(target, image)
+  const target = await files.openImage(image)
   const check = { fd: target.fd, manifest: files.before, size }
-  const runs = files.differing(chunks)
-  await noteDamage(
-    fromDir,
-    disk.target,
-    await readRuns(files, image, check, runs, { pool, signal }),
-  )
+  if (await exists(saved)) {
+    const { fd } = await files.open(saved, 'r')
+    const job = {
+      ...({ kind: 'move', ...check, fd, direct: undefined, to: target.fd } as const),
+      ...({ onto: 'data', wrong: 'keep' } as const),
+    }
+    await workOff(files.differing(chunks), () => job, image, { pool, signal })
+    await setSize(target, image, size)
+    await sync(target, image)
+  }
+  const bad = await readRuns(files, image, check, files.differing(chunks), { pool, signal })
+  await noteDamage(fromDir, disk.target, bad)
 }
 
 /** Removes what was saved, once the images hold the old generation. */

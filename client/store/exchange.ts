@@ -1,7 +1,7 @@
 // The exchange: images that hold one generation become another, in place, and what they held is kept as a record. A pull
 // into a clone kept in place ends with one, a rollback consists of them.
 
-import { readdir, rm } from 'node:fs/promises'
+import { rm } from 'node:fs/promises'
 import path from 'node:path'
 import { Failure, toFailure } from '../../shared/failures.ts'
 import { fsyncPath } from '../../shared/host/durable.ts'
@@ -9,15 +9,16 @@ import type { Watcher } from '../attempt.ts'
 import type { Through } from '../copy/runs.ts'
 import type { Pool } from '../copy/pool.ts'
 import { CHUNK_SIZE, chunkCount } from '../plan.ts'
-import { openExchange, placesOf } from './exchange-files.ts'
+import { claimReason } from './claims.ts'
+import { openExchange } from './exchange-files.ts'
 import { finishExchange, noteDamage, patchDisk, saveDisk } from './exchange-steps.ts'
 import { readGeneration, soundGenerations, type Sound } from './generation.ts'
+import { checkUnused } from './guard.ts'
 import { manifestName, type Layout } from './layout.ts'
 import { manifestDigest } from './manifest.ts'
 import { recordsOf } from './record.ts'
 import type { State } from './state.ts'
 import { closeJournal, recover, writeJournal, type ExchangedDisk, type Journal } from './undo.ts'
-import { usersOf } from './users.ts'
 import { isWhole, type Disk } from './view.ts'
 
 /** What of the state an exchange sets. */
@@ -92,8 +93,9 @@ export async function exchange(
   const { selected, lastSeq, bound } = after
   const state = { selected, lastSeq, bound }
   const journal: Journal = { schema: 1, step: 'saving', to: to.id, state, disks: [...disks] }
-  const damaged = await checkManifests(layout, to, disks)
-  await checkFree(layout, journal)
+  const sound = await soundGenerations(layout.dir)
+  const damaged = await checkManifests(sound, to, disks)
+  await checkFree(layout, sound, disks)
 
   // Whoever follows `current` while images change would get neither generation.
   await rm(layout.current, { force: true })
@@ -101,7 +103,8 @@ export async function exchange(
   await writeJournal(layout, journal)
   try {
     const found = await saveAll(layout, journal, working)
-    await checkFree(layout, journal)
+    // Somebody may have come since, and from here on bytes change.
+    await checkFree(layout, sound, disks)
     working.signal.throwIfAborted()
     await writeJournal(layout, { ...journal, step: 'patching' })
     const tolerant = to.damaged !== undefined
@@ -128,11 +131,10 @@ async function undone(layout: Layout, error: unknown): Promise<'back' | 'forward
 
 /** The diff of two manifests decides what is saved: they must be the right ones. @returns whether a generation is damaged */
 async function checkManifests(
-  layout: Layout,
+  sound: readonly Sound[],
   to: Sound,
   disks: readonly ExchangedDisk[],
 ): Promise<boolean> {
-  const sound = await soundGenerations(layout.dir)
   let damaged = false
   for (const { target, from } of disks)
     for (const found of [to, sound.find(({ id }) => id === from)]) {
@@ -147,22 +149,21 @@ async function checkManifests(
 }
 
 /** @throws Failure UNSAFE when a generation is claimed whose images would be patched, or somebody uses one of them */
-async function checkFree(layout: Layout, { to, disks }: Journal): Promise<void> {
-  for (const disk of disks) {
-    const { fromDir, image } = await placesOf(layout, to, disk)
-    const claims = await readdir(path.join(fromDir, 'claims')).catch(() => [])
-    if (claims.length > 0)
-      throw new Failure(
-        'UNSAFE',
-        `generation ${disk.from} is claimed (${claims.sort().join(', ')}), and its images would be changed`,
-        { remedy: 'release the claim when that use is over, then run this again' },
-      )
-    const [user] = await usersOf([image])
-    if (user !== undefined)
-      throw new Failure('UNSAFE', `an image that would be changed is in use: ${user}`, {
-        remedy: 'end that use first; a copy of the images can be used freely',
+async function checkFree(
+  layout: Layout,
+  sound: readonly Sound[],
+  disks: readonly ExchangedDisk[],
+): Promise<void> {
+  const holders = sound.filter(({ id }) => disks.some(({ from }) => from === id))
+  for (const { id, dir } of holders) {
+    const claimed = await claimReason(dir)
+    if (claimed !== undefined)
+      throw new Failure('UNSAFE', `the images of generation ${id} would be changed; ${claimed}`, {
+        remedy:
+          'when that use is over: clone release DOMAIN GENERATION PURPOSE; then run this again',
       })
   }
+  await checkUnused(layout, holders)
 }
 
 /** @returns whether anything that was saved was bad */

@@ -1,13 +1,11 @@
 // Retention: which generations may go, and their removal in two steps so that no crash leaves half of one.
 
-import { rename, rm } from 'node:fs/promises'
-import path from 'node:path'
-import { fsyncPath } from '../../shared/host/durable.ts'
 import { claimReason } from './claims.ts'
 import { selectedGeneration } from './current.ts'
 import { imagesOf, isSound, isUndamaged, listGenerations, type Sound } from './generation.ts'
 import { describePolicy, keepReasons, type Dated, type KeepPolicy } from './keep.ts'
 import type { Layout } from './layout.ts'
+import { neededBy, removeGeneration } from './remove.ts'
 import type { State } from './state.ts'
 import { usersOf } from './users.ts'
 
@@ -76,22 +74,22 @@ export async function prune(
   const beyond = new Set(planPrune(candidates, policy).remove.map(({ id }) => id))
   const selected = selectedGeneration(state, sound)
   const holds = new Map<string, string>()
+  let staying: readonly Sound[] = sound
   for (const one of sound.filter(({ id }) => beyond.has(id))) {
-    const hold = one === selected ? 'selected' : await holdOf(one)
+    const hold =
+      one === selected ? 'selected' : ((await holdOf(one)) ?? (await neededBy(staying, one)))
     if (hold !== undefined) holds.set(one.id, hold)
+    else staying = staying.filter(other => other !== one)
   }
   const plan = planPrune(candidates, policy, holds)
   const broken = found.flatMap(({ id, broken: why }) => (why === undefined ? [] : [{ id, why }]))
-  if (!dryRun) for (const { id } of plan.remove) await remove(layout, id)
+  let left: readonly Sound[] = sound
+  for (const { id } of dryRun ? [] : plan.remove) {
+    const doomed = left.find(one => one.id === id)
+    if (doomed) await removeGeneration(layout, left, doomed)
+    left = left.filter(one => one !== doomed)
+  }
   return { ...plan, spared: [...plan.spared, ...broken] }
-}
-
-/** Renamed first: what is half removed is in staging/, where the next run clears it away. */
-async function remove(layout: Layout, id: string): Promise<void> {
-  const doomed = path.join(layout.staging, `${id}.doomed`)
-  await rename(path.join(layout.generations, id), doomed)
-  await fsyncPath(layout.generations)
-  await rm(doomed, { recursive: true, force: true })
 }
 
 /** Why a generation may not go although the policy does not want it. */

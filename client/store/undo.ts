@@ -114,10 +114,7 @@ export async function recover(
 }
 
 async function goBack(layout: Layout, journal: Journal, signal: AbortSignal): Promise<void> {
-  if (journal.step === 'patching') {
+  if (journal.step === 'patching')
     for (const disk of journal.disks) await restoreDisk(layout, journal, disk, signal)
-    // The images are as they were; without this, a second run would look for what was saved and is gone.
-    await writeJournal(layout, { ...journal, step: 'saving' })
-  }
   await forgetSaved(layout, journal)
 }
