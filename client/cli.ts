@@ -10,6 +10,7 @@ import { configCheck, configShow } from './commands/config.ts'
 import { listCommand } from './commands/list.ts'
 import { pruneCommand } from './commands/prune.ts'
 import { namedClones, pullCommand } from './commands/pull.ts'
+import { rollbackCommand } from './commands/rollback.ts'
 import { statusCommand } from './commands/status.ts'
 import { verifyCommand } from './commands/verify.ts'
 import { cloneConfig, loadConfig } from './config/effective.ts'
@@ -22,6 +23,7 @@ import {
   pruneText,
   pullJson,
   pullText,
+  rollbackText,
   showText,
   statusText,
   verifyText,
@@ -105,6 +107,14 @@ async function perform(command: Command): Promise<number> {
       const perform = command.name === 'claim' ? claimCommand : releaseCommand
       const claimed = await perform(cloneConfig(config, domain), generation, purpose)
       say(claimed, () => claimText(command.name, claimed))
+      return 0
+    }
+    case 'rollback': {
+      const clone = cloneConfig(config, command.domain)
+      const { generation, dryRun } = command
+      const signal = interruptible()
+      const rolled = await rollbackCommand(clone, generation, dryRun, signal, watch(clone.name))
+      say(rolled, () => rollbackText(rolled))
       return 0
     }
     case 'config check': {

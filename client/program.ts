@@ -34,6 +34,12 @@ export type Command = Global &
         readonly generation: string
         readonly purpose: string
       }
+    | {
+        readonly name: 'rollback'
+        readonly domain: string
+        readonly generation: string
+        readonly dryRun: boolean
+      }
     | { readonly name: 'config check' }
     | { readonly name: 'config show'; readonly domain: string | undefined }
     | { readonly name: 'config schema' }
@@ -151,6 +157,20 @@ export function program(
       claim,
       ({ domain, generation, purpose, ...args }) =>
         handle({ name: 'release', ...global(args), domain, generation, purpose }),
+    )
+    .command(
+      'rollback <domain> <generation>',
+      'make an older generation current, or the newest again',
+      y =>
+        domain(y)
+          .positional('generation', {
+            type: 'string',
+            demandOption: true,
+            description: 'a recovery point, a sequence number, or: newest',
+          })
+          .option('dry-run', dryRun),
+      ({ domain, generation, dryRun, ...args }) =>
+        handle({ name: 'rollback', ...global(args), domain, generation, dryRun }),
     )
     .command('config', 'check or show the configuration', y =>
       y

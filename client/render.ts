@@ -8,6 +8,7 @@ import type { Claimed } from './commands/claim.ts'
 import type { Shown } from './commands/config.ts'
 import type { Listed } from './commands/list.ts'
 import type { PullResult } from './commands/pull.ts'
+import type { RolledBack } from './commands/rollback.ts'
 import type { CloneStatus } from './commands/status.ts'
 import type { Verified } from './commands/verify.ts'
 import { offsetOf } from './copy/verify.ts'
@@ -150,6 +151,26 @@ export function pruneText(clone: string, plan: PrunePlan, dryRun: boolean): stri
 
 export function claimText(did: 'claim' | 'release', { clone, id, seq, purpose }: Claimed): string {
   return `${clone}: ${did}${did === 'claim' ? 'ed' : 'd'} ${id} (seq ${seq}) for ${purpose}`
+}
+
+export function rollbackText({
+  clone,
+  dryRun,
+  before,
+  current,
+  selected,
+  steps,
+}: RolledBack): string {
+  const bytes = steps.reduce((sum, step) => sum + step.bytes, 0)
+  const { id, seq } = current
+  return [
+    `${clone}: ${dryRun ? 'would make' : 'made'} ${id} (seq ${seq}) current` +
+      (steps.length === 0 ? '' : `, ${formatSize(bytes)} exchanged in ${steps.length} steps`),
+    ...(selected === 'newest' ? [] : [`  to go forward again: clone rollback ${clone} newest`]),
+    ...(before && before.seq !== seq
+      ? [`  current was ${before.id}; to go back to it: clone rollback ${clone} ${before.seq}`]
+      : []),
+  ].join('\n')
 }
 
 export function showText(shown: readonly Shown[]): string {

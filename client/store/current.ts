@@ -9,7 +9,10 @@ import type { State } from './state.ts'
 import { isAllWhole } from './view.ts'
 
 /** The generation that `current` must show, never a damaged one. @param sound oldest first */
-export function selectedGeneration(state: State, sound: readonly Sound[]): Sound | undefined {
+export function selectedGeneration(
+  state: Pick<State, 'selected'>,
+  sound: readonly Sound[],
+): Sound | undefined {
   const undamaged = sound.filter(isUndamaged)
   return state.selected === 'newest'
     ? undamaged.at(-1)

@@ -48,7 +48,9 @@ export async function publishInPlace(
   if (!staged.generation) throw new Failure('INTERNAL', staged.broken)
   await fsyncPath(staged.dir)
   const sound = await soundGenerations(layout.dir)
-  await exchange(layout, staged, await exchangedDisks(sound, staged), after, working)
+  const disks = await exchangedDisks(sound, staged)
+  await checkUnclaimed(sound, disks)
+  await exchange(layout, staged, disks, after, working)
   return path.join(layout.generations, id)
 }
 
@@ -95,7 +97,7 @@ export async function exchange(
   const journal: Journal = { schema: 1, step: 'saving', to: to.id, state, disks: [...disks] }
   const sound = await soundGenerations(layout.dir)
   const damaged = await checkManifests(sound, to, disks)
-  await checkFree(layout, sound, disks)
+  await checkUnused(layout, holdersOf(sound, disks))
 
   // Whoever follows `current` while images change would get neither generation.
   await rm(layout.current, { force: true })
@@ -104,7 +106,7 @@ export async function exchange(
   try {
     const found = await saveAll(layout, journal, working)
     // Somebody may have come since, and from here on bytes change.
-    await checkFree(layout, sound, disks)
+    await checkUnused(layout, holdersOf(sound, disks))
     working.signal.throwIfAborted()
     await writeJournal(layout, { ...journal, step: 'patching' })
     const tolerant = to.damaged !== undefined
@@ -148,14 +150,16 @@ async function checkManifests(
   return damaged
 }
 
-/** @throws Failure UNSAFE when a generation is claimed whose images would be patched, or somebody uses one of them */
-async function checkFree(
-  layout: Layout,
+/** Those whose images pass to another generation. */
+const holdersOf = (sound: readonly Sound[], disks: readonly ExchangedDisk[]): Sound[] =>
+  sound.filter(({ id }) => disks.some(({ from }) => from === id))
+
+/** Claims are made under the clone's lock, so one look is enough. @throws Failure UNSAFE when images to be changed are claimed */
+export async function checkUnclaimed(
   sound: readonly Sound[],
   disks: readonly ExchangedDisk[],
 ): Promise<void> {
-  const holders = sound.filter(({ id }) => disks.some(({ from }) => from === id))
-  for (const { id, dir } of holders) {
+  for (const { id, dir } of holdersOf(sound, disks)) {
     const claimed = await claimReason(dir)
     if (claimed !== undefined)
       throw new Failure('UNSAFE', `the images of generation ${id} would be changed; ${claimed}`, {
@@ -163,7 +167,6 @@ async function checkFree(
           'when that use is over: clone release DOMAIN GENERATION PURPOSE; then run this again',
       })
   }
-  await checkUnused(layout, holders)
 }
 
 /** @returns whether anything that was saved was bad */

@@ -4,10 +4,14 @@ import { createHash, randomBytes } from 'node:crypto'
 import { closeSync, fsyncSync, openSync, readSync, truncateSync, writeSync } from 'node:fs'
 import { mkdir, readlink, symlink, writeFile } from 'node:fs/promises'
 import path from 'node:path'
+import { NOBODY } from '../../client/attempt.ts'
+import type { Pool } from '../../client/copy/pool.ts'
 import { CHUNK_SIZE } from '../../client/plan.ts'
+import { publishInPlace } from '../../client/store/exchange.ts'
 import { soundGenerations, type Generation, type Sound } from '../../client/store/generation.ts'
 import { imageName, manifestName, type Layout } from '../../client/store/layout.ts'
 import { recordName } from '../../client/store/record.ts'
+import { readState } from '../../client/store/state.ts'
 import { chainOf, viewOf } from '../../client/store/view.ts'
 import { writeDurably } from '../../shared/host/durable.ts'
 
@@ -79,12 +83,11 @@ const manifestOf = (bytes: Buffer): string =>
     .map(chunk => `${sha256(chunk)}\n`)
     .join('')
 
-/** The generation that a pull takes for a disk's basis: the one that holds it whole under the same name, or on the device. */
+/** Generations that a pull could build upon, newest first: the first one for files, whichever is on the device for devices. */
 export type Basis = readonly { readonly id: string; readonly contents: Contents }[]
 
 /**
  * Stages a generation: a disk that a basis has becomes a record against it, any other one a whole image.
- * @param basis what holds disks whole, the best first
  */
 export async function stage(
   layout: Layout,
@@ -98,11 +101,13 @@ export async function stage(
   for (const disk of generation.disks) {
     const { bytes, device } = contents[disk.target] ?? { bytes: Buffer.alloc(0) }
     await writeDurably(path.join(dir, manifestName(disk)), manifestOf(bytes))
-    const on = basis.find(({ contents }) => {
+    const on = basis.find(({ contents }, age) => {
       const held = contents[disk.target]
       return (
         held &&
-        (device === undefined ? (held.format ?? 'raw') === disk.format : held.device === device)
+        (device === undefined
+          ? age === 0 && (held.format ?? 'raw') === disk.format
+          : held.device === device)
       )
     })
     const file = path.join(dir, on ? recordName(disk, on.id) : imageName(disk))
@@ -118,6 +123,31 @@ export async function stage(
   await writeFile(path.join(dir, 'domain.xml'), '<domain/>\n')
   await writeDurably(path.join(dir, 'generation.json'), `${JSON.stringify(generation)}\n`)
   return dir
+}
+
+/** Publishes what is staged. */
+export async function publishStaged(
+  layout: Layout,
+  seq: number,
+  pool: Pool,
+  signal: AbortSignal = new AbortController().signal,
+): Promise<void> {
+  const after = { ...(await readState(layout)), lastSeq: seq }
+  await publishInPlace(layout, idOf(seq), after, { pool, signal, watcher: NOBODY })
+}
+
+/** Pulls in place, one after another: each generation is staged upon those before it. @param all of seq 1, 2, … */
+export async function publishAll(
+  layout: Layout,
+  all: readonly Contents[],
+  pool: Pool,
+): Promise<void> {
+  const basis: { id: string; contents: Contents }[] = []
+  for (const [at, contents] of all.entries()) {
+    await stage(layout, at + 1, contents, basis)
+    await publishStaged(layout, at + 1, pool)
+    basis.unshift({ id: idOf(at + 1), contents })
+  }
 }
 
 /** A disk's bytes as its view gives them. */
