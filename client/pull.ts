@@ -30,6 +30,7 @@ import {
 import { repairCurrent } from './store/current.ts'
 import { describeGeneration, digestsOf, levelOf } from './store/describe.ts'
 import { clearStaging, stagedFailure, tidyStaging } from './store/donor.ts'
+import { publishInPlace } from './store/exchange.ts'
 import { ofStore } from './store/failure.ts'
 import { imagesOf, isUndamaged, soundGenerations, type Sound } from './store/generation.ts'
 import {
@@ -43,9 +44,11 @@ import {
 import { layoutOf, makeFolders, type Layout } from './store/layout.ts'
 import { methodFor } from './store/method.ts'
 import { prune, type PrunePlan } from './store/prune.ts'
-import { publish, writeDefinitions } from './store/publish.ts'
+import { publish, seal, writeDefinitions } from './store/publish.ts'
+import { checkPatchable } from './store/rollback.ts'
 import { heldBy, nameStaging, stageBases } from './store/stage.ts'
 import { readState, writeState, type State } from './store/state.ts'
+import { recover } from './store/undo.ts'
 
 export interface PullOptions {
   /** Bind the clone to this source's domain although it belonged to another. */
@@ -116,6 +119,7 @@ async function pullLocked(
   setMaxListeners(0, signal)
 
   // 1. May this clone be written?
+  await recover(layout, stopped)
   const state = await readState(layout)
   checkRole(layout, state)
   const donor = await tidyStaging(layout)
@@ -124,6 +128,7 @@ async function pullLocked(
   await checkUnused(layout, sound)
   await checkSpace(layout, await occupied(sound.at(-1)))
   const method = await methodFor(clone.generations, layout)
+  if (method === 'in-place') await checkPatchable(clone.name, state, sound)
   const { verify } = clone
   Object.assign(attempt, { method, verify })
 
@@ -212,7 +217,7 @@ async function pullLocked(
     await writeDefinitions(staging, info)
     for (const disk of copies) {
       await disk.image.sync()
-      await readBack(disk, pool, signal, progress)
+      await readBack(disk, { pool, signal, onProgress: progress })
     }
   })
 
@@ -225,13 +230,13 @@ async function pullLocked(
       await digestsOf(staging, plan),
       levelOf(plan, verify),
     )
+    await seal(layout, generation)
     signal.throwIfAborted()
-    // Before the rename: a crash between the two may waste a seq, but never gives one twice.
     const next: State = { ...state, lastSeq: seq, bound: source }
-    await writeState(layout, next)
-    const dir = await publish(layout, generation)
+    const dir = await (method === 'in-place'
+      ? publishInPlace(layout, id, next, { pool, signal, watcher }, !bases.trusted)
+      : publishWhole(layout, id, next))
     attempt.seq = seq
-    await repairCurrent(layout, next, await soundGenerations(layout.dir))
     await clearStaging(layout)
     return dir
   })
@@ -264,6 +269,14 @@ async function pullLocked(
 /** Lets a session go that came to nothing, so that the source merges at once instead of when the lease lapses. */
 async function giveUp(gate: Gate, token: string): Promise<void> {
   await gate.call('session.release', { token }, { timeoutMs: 3_000 }).catch(() => undefined)
+}
+
+async function publishWhole(layout: Layout, id: string, next: State): Promise<string> {
+  // Before the rename: a crash between the two may waste a seq, but never gives one twice.
+  await writeState(layout, next)
+  const dir = await publish(layout, id)
+  await repairCurrent(layout, next, await soundGenerations(layout.dir))
+  return dir
 }
 
 /** Bytes that a generation's images take on disk: the best guess for the next one. */

@@ -33,7 +33,7 @@ import { layoutOf, makeFolders, type Layout } from '../client/store/layout.ts'
 import { LINE, manifestDigest, readDigests, writeDigests } from '../client/store/manifest.ts'
 import { prune } from '../client/store/prune.ts'
 import { tidyStaging } from '../client/store/donor.ts'
-import { publish } from '../client/store/publish.ts'
+import { publish, seal } from '../client/store/publish.ts'
 import { readState, writeState, type State } from '../client/store/state.ts'
 import { Failure } from '../shared/failures.ts'
 
@@ -83,7 +83,8 @@ async function publishOne(layout: Layout, seq: number): Promise<string> {
   const staging = path.join(layout.staging, idOf(seq))
   await mkdir(staging)
   await writeFile(path.join(staging, 'vda.raw'), 'data')
-  return publish(layout, generationOf(seq))
+  await seal(layout, generationOf(seq))
+  return publish(layout, idOf(seq))
 }
 
 async function stateOf(layout: Layout, change: Partial<State>): Promise<State> {

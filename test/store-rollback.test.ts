@@ -15,7 +15,7 @@ import { CHUNK_SIZE } from '../client/plan.ts'
 import { markDamaged } from '../client/store/damage.ts'
 import { soundGenerations } from '../client/store/generation.ts'
 import { layoutOf, makeFolders, type Layout } from '../client/store/layout.ts'
-import { checkNotRolledBack } from '../client/store/rollback.ts'
+import { checkPatchable } from '../client/store/rollback.ts'
 import { readState, writeState } from '../client/store/state.ts'
 import {
   aDisk,
@@ -124,13 +124,12 @@ t.test('where generations are whole, only the selection changes', async t => {
   t.strictSame(await wrong(layout, all), [])
 })
 
-t.test('a pull in place is refused while an older generation is selected', t => {
-  t.throws(() => checkNotRolledBack('mydomain', { selected: 3 }), {
+t.test('a pull in place is refused while an older generation is selected', async t => {
+  await t.rejects(checkPatchable('mydomain', { selected: 3 }, []), {
     code: 'UNSAFE',
     remedy: /clone rollback mydomain newest/,
   })
-  checkNotRolledBack('mydomain', { selected: 'newest' })
-  t.end()
+  await checkPatchable('mydomain', { selected: 'newest' }, [])
 })
 
 t.test('a rollback is refused when it would hurt, and then changes nothing', async t => {

@@ -1,10 +1,6 @@
 // A set of chunk numbers, a bit each: 8 MiB for a disk of 64 TiB.
 
-/** Chunks in a row. */
-export interface Run {
-  readonly chunk: number
-  readonly count: number
-}
+import type { Run } from '../store/record.ts'
 
 export interface ChunkSet {
   add(chunk: number): void
@@ -38,10 +34,4 @@ export function chunkSet(chunks: number): ChunkSet {
       }
     },
   }
-}
-
-/** All chunks, as runs of at most `most`. */
-export function* allRuns(chunks: number, most: number): Generator<Run> {
-  for (let chunk = 0; chunk < chunks; chunk += most)
-    yield { chunk, count: Math.min(most, chunks - chunk) }
 }

@@ -2,22 +2,22 @@
 
 import { Failure } from '../../shared/failures.ts'
 import type { CopyDisk } from './copy.ts'
-import type { Pool } from './pool.ts'
-import { CHUNKS_AT_ONCE, offsetOf, verify } from './verify.ts'
+import { BATCH, workOff, type Through } from './runs.ts'
+import { dropCache, offsetOf } from './verify.ts'
 
-/** Verifies the chunks just written. @throws Failure INTEGRITY naming the first bad chunk */
+/** Verifies the chunks just written, which are synced. @throws Failure INTEGRITY naming the first bad chunk */
 export async function readBack(
   { image, plan, written }: Pick<CopyDisk, 'image' | 'plan' | 'written'>,
-  pool: Pool,
-  signal: AbortSignal,
-  onProgress: (bytes: number) => void,
+  through: Through,
 ): Promise<void> {
-  const runs = written.runs(CHUNKS_AT_ONCE)
-  const bad = await verify(image, plan.size, pool, signal, onProgress, runs)
+  const { file, fd, direct, manifest } = image
+  if (direct === undefined) await dropCache(file, through.signal)
+  const job = { kind: 'check', size: plan.size, fd, direct, manifest } as const
+  const bad = await workOff(written.runs(BATCH), () => job, file, through)
   if (bad[0])
     throw new Failure(
       'INTEGRITY',
-      `${image.file}: ${bad.length} chunks read back differ from what was received, the first at ${offsetOf(bad[0])}`,
+      `${file}: ${bad.length} chunks read back differ from what was received, the first at ${offsetOf(bad[0])}`,
       { remedy: "suspect this host's medium or memory; see dmesg and smartctl, then pull again" },
     )
 }

@@ -3,19 +3,18 @@
 import { Failure } from '../../shared/failures.ts'
 import { reasonOf, run } from '../../shared/host/run.ts'
 import { CHUNK_SIZE, chunkCount } from '../plan.ts'
-import { allRuns, type Run } from './chunk-set.ts'
 import { allOrFirstError } from './copy.ts'
 import { storeFailure, type OpenImage } from './image.ts'
 import type { Pool } from './pool.ts'
 import type { BadChunk } from './worker.ts'
 
 /** Chunks per job: few messages, and still a progress bar that moves. */
-export const CHUNKS_AT_ONCE = 16
+const BATCH = 16
 /** Twice the threads, so that none waits for its next job. */
 const UNDER_WAY = 8
 
 /**
- * Re-reads an image of `size` bytes, or only some runs of its chunks. @returns every bad chunk, in order
+ * Re-reads an image of `size` bytes. @returns every bad chunk, in order
  * @throws the signal's reason; Failure STANDBY_IO with the path
  */
 export async function verify(
@@ -24,16 +23,19 @@ export async function verify(
   pool: Pool,
   signal: AbortSignal,
   onProgress: (bytes: number) => void,
-  runs: Iterator<Run, void> = allRuns(chunkCount(size), CHUNKS_AT_ONCE),
 ): Promise<BadChunk[]> {
+  const chunks = chunkCount(size)
   const bad: BadChunk[] = []
+  let next = 0
   let failed = false
   if (image.direct === undefined) await dropCache(image.file, signal)
 
   const useSlot = async (slot: number): Promise<void> => {
-    for (let next = runs.next(); !failed && next.done !== true; next = runs.next()) {
+    while (next < chunks && !failed) {
       signal.throwIfAborted()
-      const { chunk, count } = next.value
+      const chunk = next
+      const count = Math.min(BATCH, chunks - chunk)
+      next += count
       const { fd, direct, manifest } = image
       const job = { kind: 'check', slot, chunk, count, size, fd, direct, manifest } as const
       const checked = await pool.run(job).catch((error: unknown) => {

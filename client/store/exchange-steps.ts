@@ -60,6 +60,8 @@ export interface PatchOptions {
   readonly tolerant: boolean
   /** Reads back all of the image instead of what was written. */
   readonly thorough: boolean
+  /** The record has all chunks, not only those that differ: those mend what the image has lost. */
+  readonly complete: boolean
 }
 
 /** Makes an image hold the new generation, and reads that back. @throws Failure INTEGRITY naming the first bad chunk */
@@ -67,7 +69,7 @@ export async function patchDisk(
   layout: Layout,
   { to }: Journal,
   disk: ExchangedDisk,
-  { tolerant, thorough }: PatchOptions,
+  { tolerant, thorough, complete }: PatchOptions,
   through: Through,
 ): Promise<void> {
   await using files = await openExchange(layout, to, disk)
@@ -81,13 +83,14 @@ export async function patchDisk(
     ...({ kind: 'move', fd, direct, to: target.fd, size, manifest: files.after } as const),
     ...({ onto: 'data', wrong: tolerant ? 'keep' : 'leave' } as const),
   }
-  const wrong = await workOff(files.differing(chunks), () => job, image, through)
+  const patched = complete ? allRuns(chunks) : files.differing(chunks)
+  const wrong = await workOff(patched, () => job, image, through)
   if (wrong[0] && !tolerant) throw differs(patch, wrong)
   // Not made shorter yet: going back would need the space that was given away.
   if (size > disk.before.size) await setSize(target, image, size)
   await sync(target, image)
   const check = { fd: target.fd, manifest: files.after, size }
-  const runs = thorough ? allRuns(chunks) : files.differing(chunks)
+  const runs = thorough || complete ? allRuns(chunks) : files.differing(chunks)
   const bad = await readRuns(files, image, check, runs, through)
   if (bad[0] && !tolerant) throw differs(image, bad)
 }

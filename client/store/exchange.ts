@@ -11,7 +11,13 @@ import type { Pool } from '../copy/pool.ts'
 import { CHUNK_SIZE, chunkCount } from '../plan.ts'
 import { claimReason } from './claims.ts'
 import { openExchange } from './exchange-files.ts'
-import { finishExchange, noteDamage, patchDisk, saveDisk } from './exchange-steps.ts'
+import {
+  finishExchange,
+  noteDamage,
+  patchDisk,
+  saveDisk,
+  type PatchOptions,
+} from './exchange-steps.ts'
 import { readGeneration, soundGenerations, type Sound } from './generation.ts'
 import { checkUnused } from './guard.ts'
 import { manifestName, type Layout } from './layout.ts'
@@ -35,7 +41,8 @@ export interface Working {
  * Publishes staging/<id>, in which each disk is a whole image, or a record against the generation that holds its image
  * whole; with manifests, definitions and generation.json, all fsynced. When this returns the generation exists, also after
  * a power cut; when it throws, the images are what they were, or `recover` makes them so.
- * @param after what the state says then. @returns the generation's folder
+ * @param after what the state says then. @param complete the records have all chunks, not only those that differ
+ * @returns the generation's folder
  * @throws Failure UNSAFE, SPACE, INTEGRITY, STANDBY_IO; the signal's reason
  */
 export async function publishInPlace(
@@ -43,6 +50,7 @@ export async function publishInPlace(
   id: string,
   after: After,
   working: Working,
+  complete = false,
 ): Promise<string> {
   const staged = await readGeneration(path.join(layout.staging, id))
   if (!staged.generation) throw new Failure('INTERNAL', staged.broken)
@@ -50,7 +58,7 @@ export async function publishInPlace(
   const sound = await soundGenerations(layout.dir)
   const disks = await exchangedDisks(sound, staged)
   await checkUnclaimed(sound, disks)
-  await exchange(layout, staged, disks, after, working)
+  await exchange(layout, staged, disks, after, working, complete)
   return path.join(layout.generations, id)
 }
 
@@ -91,6 +99,7 @@ export async function exchange(
   disks: readonly ExchangedDisk[],
   after: After,
   working: Working,
+  complete = false,
 ): Promise<void> {
   const { selected, lastSeq, bound } = after
   const state = { selected, lastSeq, bound }
@@ -110,7 +119,7 @@ export async function exchange(
     working.signal.throwIfAborted()
     await writeJournal(layout, { ...journal, step: 'patching' })
     const tolerant = to.damaged !== undefined
-    await patchAll(layout, journal, { tolerant, thorough: damaged || found }, working)
+    await patchAll(layout, journal, { tolerant, thorough: damaged || found, complete }, working)
     await writeJournal(layout, { ...journal, step: 'patched' })
   } catch (error) {
     if ((await undone(layout, error)) === 'forward') return
@@ -185,7 +194,7 @@ async function saveAll(layout: Layout, journal: Journal, working: Working): Prom
 async function patchAll(
   layout: Layout,
   journal: Journal,
-  options: { tolerant: boolean; thorough: boolean },
+  options: PatchOptions,
   working: Working,
 ): Promise<void> {
   const through = await phase(layout, journal, 'patch', working)

@@ -19,18 +19,21 @@ export async function writeDefinitions(dir: string, info: SessionInfo): Promise<
   if (info.nvram !== null) await write('nvram.fd', Buffer.from(info.nvram, 'base64'))
 }
 
-/**
- * Publishes staging/<id>, whose images and manifests are fsynced already. When this returns the generation exists, also
- * after a power cut; when it throws before the rename, it does not. @returns its folder
- */
-export async function publish(layout: Layout, generation: Generation): Promise<string> {
-  const { id } = generation.recoveryPoint
-  const staged = path.join(layout.staging, id)
-  const published = path.join(layout.generations, id)
+/** Completes staging/<id>, whose images and manifests are fsynced already: generation.json, and all names, durably. */
+export async function seal(layout: Layout, generation: Generation): Promise<void> {
+  const staged = path.join(layout.staging, generation.recoveryPoint.id)
   const text = JSON.stringify(generationSchema.parse(generation), undefined, 2)
   // This fsyncs staging/<id>/ too, with the names of everything in it.
   await writeDurably(path.join(staged, 'generation.json'), `${text}\n`, 0o600)
-  await rename(staged, published)
+}
+
+/**
+ * Publishes staging/<id>, in which all is whole and sealed. When this returns the generation exists, also after a power cut;
+ * when it throws before the rename, it does not. @returns its folder
+ */
+export async function publish(layout: Layout, id: string): Promise<string> {
+  const published = path.join(layout.generations, id)
+  await rename(path.join(layout.staging, id), published)
   await fsyncPath(layout.generations)
   await fsyncPath(layout.staging)
   return published

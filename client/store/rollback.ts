@@ -6,6 +6,7 @@ import { openPool } from '../copy/pool.ts'
 import { allRuns, workOff } from '../copy/runs.ts'
 import { offsetOf } from '../copy/verify.ts'
 import { CHUNK_SIZE, chunkCount } from '../plan.ts'
+import { claimReason } from './claims.ts'
 import { repairCurrent } from './current.ts'
 import { checkUnclaimed, exchange, type Working } from './exchange.ts'
 import { noteDamage } from './exchange-steps.ts'
@@ -32,15 +33,27 @@ export interface RollbackPlan {
 }
 
 /**
- * A pull in place patches the images of the newest generation, so these must be current. @param clone its name
- * @throws Failure UNSAFE when an older generation, or one by its number, is selected
+ * A pull in place patches the images of the newest generation, so these must be current, and nobody may have claimed them.
+ * @param clone its name. @throws Failure UNSAFE
  */
-export function checkNotRolledBack(clone: string, { selected }: Pick<State, 'selected'>): void {
+export async function checkPatchable(
+  clone: string,
+  { selected }: Pick<State, 'selected'>,
+  sound: readonly Sound[],
+): Promise<void> {
   if (selected !== 'newest')
     throw new Failure(
       'UNSAFE',
       `${clone} is rolled back to the generation of seq ${selected}, whose images a pull would change`,
       { remedy: `go forward again first: clone rollback ${clone} newest` },
+    )
+  const newest = sound.at(-1)
+  const claimed = newest && (await claimReason(newest.dir))
+  if (newest && claimed !== undefined)
+    throw new Failure(
+      'UNSAFE',
+      `a pull would change the images of generation ${newest.id}; ${claimed}`,
+      { remedy: `when that use is over: clone release ${clone} ${newest.id} PURPOSE` },
     )
 }
 

@@ -10,6 +10,7 @@ import type { DiskToPull, Held } from '../plan.ts'
 import type { Sound } from './generation.ts'
 import { imageName, manifestName, type Layout } from './layout.ts'
 import type { Method } from './method.ts'
+import { recordName } from './record.ts'
 
 /** The folder of a pull whose recovery point is not known yet. */
 const INCOMING = 'incoming'
@@ -23,9 +24,6 @@ export interface Bases {
   /** Whether the generation's digests say what its images hold: not when it is damaged, or everything is to be written anew. */
   readonly trusted: boolean
 }
-
-/** A record's name: what differs from another generation. */
-export const recordName = (image: string, against: string): string => `${image}.from-${against}`
 
 /**
  * Before the source is frozen: an empty folder, and in it clones or copies of what the disks are built upon; in place there
@@ -123,7 +121,7 @@ export async function openStaged(
   const image = !basis
     ? await createImage(file, manifest, disk.size)
     : method === 'in-place'
-      ? await createImage(recordName(file, basis.id), manifest, disk.size)
+      ? await createImage(path.join(dir, recordName(disk, basis.id)), manifest, disk.size)
       : await patchImage(file, manifest, disk.size)
   let was: FileHandle | undefined
   const close = async (): Promise<void> => {

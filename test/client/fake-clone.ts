@@ -10,7 +10,7 @@ import { standbySchema } from '../../client/config/schema.ts'
 import { CHUNK_SIZE, chunkCount, chunkLength } from '../../client/plan.ts'
 import type { Generation } from '../../client/store/generation.ts'
 import { layoutOf, makeFolders } from '../../client/store/layout.ts'
-import { publish } from '../../client/store/publish.ts'
+import { publish, seal } from '../../client/store/publish.ts'
 import { parseConfig } from '../../shared/config.ts'
 
 const HOST_ID = '6b0f2d7e-3b57-4c83-9e0c-2f1f0f4b6a01'
@@ -59,7 +59,8 @@ export async function publishOne(
   const disks = targets.map(target => ({
     ...{ target, format: 'raw' as const, size, digest, layers: [] },
   }))
-  return publish(layout, { ...generationOf(seq), disks })
+  await seal(layout, { ...generationOf(seq), disks })
+  return publish(layout, idOf(seq))
 }
 
 const sha256 = (bytes: Buffer): string => createHash('sha256').update(bytes).digest('hex')
