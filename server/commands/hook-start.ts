@@ -62,13 +62,13 @@ async function endLeftReaders(exportsDir: string, domain: string): Promise<void>
   }
 }
 
-/** Kills the nbd-servers that have the image open, and returns when they have let go; a start waits no longer than that. */
+/** Kills what reads for sessions and has the image open, and returns when they have let go; a start waits no longer than that. */
 async function endReaders(base: string): Promise<void> {
   // Loaded only here: a start waits for this program, and mostly there is nothing to end.
-  const { killIfThere } = await import('../session/recover.ts')
+  const { isReader, killIfThere } = await import('../session/recover.ts')
   const end = Date.now() + READERS_PATIENCE_MS
   while (Date.now() < end) {
-    const readers = (await openersOf(base)).filter(({ command }) => command === 'nbd-server')
+    const readers = (await openersOf(base)).filter(isReader)
     if (readers.length === 0) return
     for (const { pid } of readers) killIfThere(pid)
     await delay(20)

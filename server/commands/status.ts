@@ -38,8 +38,8 @@ function table(domains: readonly DomainStatus[]): string {
     .join('\n')
 }
 
-/** Every connection with what it moved; a holder without one by its name. */
-function readersOf({ holders, members }: DomainStatus): string[] {
+/** Every connection with what it moved, what was hashed for them; a holder without a connection by its name. */
+function readersOf({ holders, members, hashed = 0 }: DomainStatus): string[] {
   const idle = holders.filter(
     ({ kind, client }) =>
       kind !== 'connection' && !members.some(member => member.client === client),
@@ -50,6 +50,7 @@ function readersOf({ holders, members }: DomainStatus): string[] {
       ({ client, peer, target, bytes }) =>
         `${client ?? `stock ${peer}`} ${target} ${formatSize(bytes)}`,
     ),
+    ...(hashed > 0 ? [`compared by hash ${formatSize(hashed)}`] : []),
   ]
 }
 

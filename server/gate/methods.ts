@@ -1,9 +1,16 @@
 // The gate's methods, for one client.
 
+import { setMaxListeners } from 'node:events'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { MessageConnection } from 'vscode-jsonrpc/node.js'
 import { Failure } from '../../shared/failures.ts'
-import { PROTOCOL, SESSION_ENDED, type GateResult, type Outcome } from '../../shared/gate.ts'
+import {
+  FEATURES,
+  PROTOCOL,
+  SESSION_ENDED,
+  type GateResult,
+  type Outcome,
+} from '../../shared/gate.ts'
 import { VERSION } from '../../shared/version.ts'
 import { domainSettings } from '../config/schema.ts'
 import { exportability } from '../libvirt/domain-xml.ts'
@@ -11,7 +18,9 @@ import { isAlive, overFailure, type Lease } from '../session/lease.ts'
 import { exportedSize } from '../session/images.ts'
 import { handle, type Handlers } from '../serve/handle.ts'
 import type { Domains } from '../serve/domains.ts'
+import { allocatedBytes } from '../session/watchdog.ts'
 import type { Source } from '../source.ts'
+import { frozenDigests } from './digests.ts'
 
 /** @param hostId this source's identity, to which clones are bound */
 export function serveGate(
@@ -24,7 +33,10 @@ export function serveGate(
   const log = source.log.child({ client })
 
   const kept = new Set<Lease>()
+  const gone = new AbortController()
+  setMaxListeners(0, gone.signal)
   connection.onClose(() => {
+    gone.abort(new Failure('SOURCE_REFUSED', 'the client went away'))
     for (const lease of kept) {
       if (lease.gate !== connection) continue
       // Nobody is there to be told; a session that was only reserved came to nothing.
@@ -70,6 +82,7 @@ export function serveGate(
         hostId,
         role: 'source',
         epoch: 0,
+        features: Object.values(FEATURES),
       }
     },
     describe: ({ domain }) => describe(source, domains, domain),
@@ -98,6 +111,9 @@ export function serveGate(
     async 'session.release'({ token }) {
       const lease = leaseOf(token)
       return { recoveryPoint: await domains.get(lease.domain).release(lease) }
+    },
+    async digests({ token, ...asked }) {
+      return { digests: await frozenDigests(leaseOf(token), asked, gone.signal) }
     },
     acknowledge({ domain, recoveryPoint }) {
       domains.get(domain)
@@ -152,7 +168,10 @@ async function describe(
       return { target: disk.target, exported: false, reason: verdict.reason }
     const baseType = disk.type === 'block' ? ('block' as const) : ('file' as const)
     const size = await exportedSize({ base: verdict.base, baseType })
-    return { target: disk.target, exported: true, format: verdict.format, size }
+    // A device has all of its bytes; a file has no more than it would without holes.
+    const allocated =
+      baseType === 'block' ? size : Math.min(size, await allocatedBytes(verdict.base))
+    return { target: disk.target, exported: true, format: verdict.format, size, allocated }
   })
   return { domain, uuid: read.uuid, state: state.trim(), disks: await Promise.all(disks) }
 }

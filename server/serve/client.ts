@@ -28,12 +28,19 @@ export async function connectToServe(socketPath: string, role: Role): Promise<So
   return socket
 }
 
-/** Says one word to serve and returns its answer. @throws Failure as serve gave it, or SOURCE_UNREACHABLE */
+/** Milliseconds, for what serve answers at once or not at all; every other word may have to wait for a merge. */
+const ANSWER_MS: { readonly [M in Method]?: number } = { 'operator.status': 10_000 }
+
+/**
+ * Says one word to serve and returns its answer.
+ * @throws Failure as serve gave it, or SOURCE_UNREACHABLE; also when it hangs and does not say its status within 10 s
+ */
 export async function askServe<M extends Method>(
   socketPath: string,
   role: Role,
   method: M,
   params: Params<M>,
+  answerMs = ANSWER_MS[method],
 ): Promise<Result<M>> {
   const socket = await connectToServe(socketPath, role)
   const connection = rpcConnection(socket, socket)
@@ -45,16 +52,41 @@ export async function askServe<M extends Method>(
     )
   })
   lost.catch(() => undefined)
+  const answered = new AbortController()
+  const late = tooLate(answerMs, answered.signal)
   connection.listen()
   try {
-    const answer: unknown = await Promise.race([connection.sendRequest(method, params), lost])
+    const answer: unknown = await Promise.race([connection.sendRequest(method, params), lost, late])
     return WORDS[method].result.parse(answer) as Result<M>
   } catch (error) {
     throw error instanceof Failure
       ? error
       : responseToFailure(toFailure(error).cause ?? error, 'INTERNAL')
   } finally {
+    answered.abort()
     connection.dispose()
     socket.destroy()
   }
+}
+
+/** Rejects when so much time has passed; never settles when there is no limit, or the signal came first. */
+function tooLate(limitMs: number | undefined, answered: AbortSignal): Promise<never> {
+  return new Promise((_, reject) => {
+    if (limitMs === undefined) return
+    const timer = setTimeout(
+      () =>
+        reject(
+          new Failure(
+            'SOURCE_UNREACHABLE',
+            `clone-server serve runs but does not answer within ${limitMs / 1000} s`,
+            {
+              remedy:
+                'systemctl restart clone-server, and keep its log: journalctl -u clone-server',
+            },
+          ),
+        ),
+      limitMs,
+    )
+    answered.addEventListener('abort', () => clearTimeout(timer), { once: true })
+  })
 }

@@ -172,6 +172,7 @@ async function statusOfSession(
       peer: member.peer,
       bytes: member.moved(),
     })),
+    hashed: session.hasher.hashed(),
     freezeMs: info.freezeMs,
     snapshotMs: info.snapshotMs,
     disks: await Promise.all(disks.map(withOverlaySize)),

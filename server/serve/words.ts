@@ -67,6 +67,8 @@ export const domainStatus = z.object({
       bytes: z.number(),
     }),
   ),
+  /** Bytes of the bases that were hashed for clients that compare. */
+  hashed: z.number().optional(),
   freezeMs: z.number().optional(),
   snapshotMs: z.number().optional(),
   disks: z.array(

@@ -2,6 +2,7 @@
 
 import { Failure, toFailure } from '../../shared/failures.ts'
 import { domainSettings } from '../config/schema.ts'
+import { createHasher } from '../digest/hasher.ts'
 import type { Source } from '../source.ts'
 import { begin } from './begin.ts'
 import { createLease, isAlive, lapseOf, type Lease, overFailure, type Refusal } from './lease.ts'
@@ -52,6 +53,7 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
   const settings = domainSettings(source.config, domain)
   const leases = new Map<string, Lease>()
   const watchdog = createWatchdog(settings)
+  const hashingLog = log.child({ domain })
   let current: Session | undefined
   let last: Session | undefined
   let stopping: Failure | undefined
@@ -61,7 +63,7 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
     if (stopping) throw stopping
     if (current) return isJoinable(current) ? current : undefined
     await recoverJournal(source, domain)
-    const session = createSession(domain, await begin(source, domain))
+    const session = createSession(domain, await begin(source, domain), createHasher(hashingLog))
     current = session
     session.frozen.off?.watch.onBreak(reason => endSession(session, reason))
     return session
@@ -149,7 +151,7 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
       try {
         const members = [...session.members.values()]
         await Promise.all(members.map(member => removeLink(member.link)))
-        await Promise.all(members.map(member => member.reap()))
+        await Promise.all([session.hasher.end(), ...members.map(member => member.reap())])
         session.settled = await (off ? endOff(source, session.frozen) : settle(source, journal))
         session.state = 'merged'
       } catch (error) {

@@ -29,6 +29,8 @@ export interface Lease {
   /** Why it ended, when the client did not release it. */
   reason: Failure | undefined
   readonly refusals: Refusal[]
+  /** Requests for digests that are not answered yet. */
+  hashing: number
   /** Tells the client that its session ended under it. */
   notify: (reason: Failure) => void
 }
@@ -47,6 +49,7 @@ export function createLease(domain: string, client: string, kind: Lease['kind'])
     idleSince: now,
     reason: undefined,
     refusals: [],
+    hashing: 0,
     notify: () => undefined,
   }
 }

@@ -2,7 +2,8 @@
 
 import { setTimeout as delay } from 'node:timers/promises'
 import { Failure } from '../../shared/failures.ts'
-import { openersOf } from '../../shared/host/openers.ts'
+import { openersOf, type Opener } from '../../shared/host/openers.ts'
+import { HASHER } from '../digest/words.ts'
 import type { Source } from '../source.ts'
 import { mergeForeignOverlays } from './adopt.ts'
 import { isOpen, mendJournal, readJournal, type Journal } from './journal.ts'
@@ -40,25 +41,30 @@ export async function recoverDomain(
 
 /**
  * The classic daemon's children outlive a killed serve, and would hand out the bytes of a base that the merge is changing: they
- * must be gone before it. Our own die with serve.
+ * must be gone before it. Our own die with serve, which may take a moment.
  */
 async function endStrayReaders(source: Source, journal: Journal): Promise<void> {
   const end = Date.now() + READERS_PATIENCE_MS
   for (const { base } of journal.intent.disks)
     for (;;) {
-      const readers = (await openersOf(base)).filter(opener => opener.command === 'nbd-server')
+      const readers = (await openersOf(base)).filter(isReader)
       if (readers.length === 0) break
-      for (const { pid } of readers) {
-        source.log.warn({ pid, base }, 'ending an nbd-server that outlived its session')
+      for (const { pid, command } of readers) {
+        source.log.warn({ pid, base }, `ending the ${command} that outlived its session`)
         killIfThere(pid)
       }
       if (Date.now() > end)
         throw new Failure(
           'MERGE_FAILED',
-          `nbd-server (pid ${readers[0]?.pid ?? 0}) does not let go of ${base}`,
+          `${readers[0]?.command ?? ''} (pid ${readers[0]?.pid ?? 0}) does not let go of ${base}`,
         )
       await delay(50)
     }
+}
+
+/** A process that reads a frozen base for a session: it must not see what comes after. */
+export function isReader({ command }: Opener): boolean {
+  return command === 'nbd-server' || command === HASHER
 }
 
 /** SIGKILL to a process that may have gone already. */

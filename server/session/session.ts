@@ -1,6 +1,7 @@
 // A session: the time during which a domain's bases are frozen, who holds it, and how it ended.
 
 import type { Failure } from '../../shared/failures.ts'
+import type { Hasher } from '../digest/hasher.ts'
 import type { Frozen } from './begin.ts'
 import { isAlive, overFailure, type Lease } from './lease.ts'
 
@@ -38,6 +39,8 @@ export interface Session {
   readonly members: Map<string, Member>
   /** Every member there ever was, for what it moved. */
   readonly readers: Set<Member>
+  /** Computes digests of the bases; like the readers it is ended before they change. */
+  readonly hasher: Hasher
   state: 'frozen' | 'merging' | 'merged' | 'failed'
   /** Why it ended, when its holders did not just let it go. */
   reason: Failure | undefined
@@ -50,7 +53,7 @@ export interface Session {
   readonly markOver: () => void
 }
 
-export function createSession(domain: string, frozen: Frozen): Session {
+export function createSession(domain: string, frozen: Frozen, hasher: Hasher): Session {
   const { promise, resolve } = withResolvers()
   const session: Session = {
     domain,
@@ -59,6 +62,7 @@ export function createSession(domain: string, frozen: Frozen): Session {
     leases: new Set(),
     members: new Map(),
     readers: new Set(),
+    hasher,
     state: 'frozen',
     reason: undefined,
     failure: undefined,
@@ -91,9 +95,9 @@ export function isHeldByOperator(session: Session): boolean {
   return [...session.leases].some(lease => lease.kind === 'operator')
 }
 
-/** Bytes that went to all its clients so far. */
+/** Bytes that went to all its clients so far, or were hashed for them. */
 export function movedBy(session: Session): number {
-  let sum = 0
+  let sum = session.hasher.hashed()
   for (const member of session.readers) sum += member.moved()
   return sum
 }
