@@ -39,6 +39,10 @@ export interface Attempt {
   /** What is staged may be of use for the next pull. */
   reusable?: boolean
   recoveryPoint?: string
+  /** Disks that are not pulled, and why. */
+  omitted?: readonly { readonly target: string; readonly reason: string }[]
+  /** Connections lost and made again within the session. */
+  reconnects?: number
   /** Set once the generation exists. */
   seq?: number
 }

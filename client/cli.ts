@@ -12,6 +12,8 @@ import { pruneCommand } from './commands/prune.ts'
 import { namedClones, pullCommand } from './commands/pull.ts'
 import { rollbackCommand } from './commands/rollback.ts'
 import { statusCommand } from './commands/status.ts'
+import { verifyHistoryCommand } from './commands/verify-history.ts'
+import { verifyManifestsCommand } from './commands/verify-manifests.ts'
 import { verifyCommand } from './commands/verify.ts'
 import { cloneConfig, loadConfig } from './config/effective.ts'
 import { standbyJsonSchema } from './config/schema.ts'
@@ -21,13 +23,10 @@ import {
   claimText,
   listText,
   pruneText,
-  pullJson,
-  pullText,
-  rollbackText,
-  showText,
-  statusText,
-  verifyText,
-} from './render.ts'
+  verifyHistoryText,
+  verifyManifestsText,
+} from './render-generations.ts'
+import { pullJson, pullText, rollbackText, showText, statusText, verifyText } from './render.ts'
 
 const print = (text: string): boolean => process.stdout.write(`${text}\n`)
 const complain = (text: string): boolean => process.stderr.write(`${text}\n`)
@@ -39,6 +38,13 @@ function interruptible(): AbortSignal {
   for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const)
     process.on(name, () => controller.abort(new Failure('INTERRUPTED', `interrupted by ${name}`)))
   return controller.signal
+}
+
+/** @returns the exit status */
+function complainOf(clone: string, message: string, { remedy }: { remedy: string }): number {
+  const failure = new Failure('INTEGRITY', message, { remedy })
+  complain(describeFailure(`clone: ${clone}`, failure))
+  return failure.exit
 }
 
 /** Does one command and prints its data. @returns the exit status */
@@ -73,7 +79,7 @@ async function perform(command: Command): Promise<number> {
     case 'list': {
       const listed = await listCommand(cloneConfig(config, command.domain))
       say({ clone: command.domain, ...listed }, () =>
-        listText(listed.generations, listed.brokenHistory),
+        listText(listed.generations, listed.historyProblems),
       )
       return 0
     }
@@ -94,6 +100,25 @@ async function perform(command: Command): Promise<number> {
       })
       complain(describeFailure(`clone: ${clone.name}`, damaged))
       return damaged.exit
+    }
+    case 'verify manifests': {
+      const clone = cloneConfig(config, command.domain)
+      const verified = await verifyManifestsCommand(clone, command.generation)
+      say(verified, () => verifyManifestsText(verified))
+      const bad = verified.generations.filter(one => one.bad.length > 0)
+      if (bad.length === 0) return 0
+      return complainOf(clone.name, `${bad.length} generations have bad files`, {
+        remedy: `what of the images is good, and a mark that they are not: clone verify ${clone.name} GENERATION`,
+      })
+    }
+    case 'verify history': {
+      const clone = cloneConfig(config, command.domain)
+      const verified = await verifyHistoryCommand(clone)
+      say(verified, () => verifyHistoryText(verified))
+      if (verified.problems.length === 0) return 0
+      return complainOf(clone.name, 'lines of history.jsonl were edited or removed', {
+        remedy: 'the images do not depend on it: keep a copy of it, and find out who changed it',
+      })
     }
     case 'prune': {
       const { domain, dryRun } = command

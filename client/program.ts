@@ -27,6 +27,12 @@ export type Command = Global &
     | { readonly name: 'status'; readonly domains: readonly string[] }
     | { readonly name: 'list'; readonly domain: string }
     | { readonly name: 'verify'; readonly domain: string; readonly generation: string | undefined }
+    | {
+        readonly name: 'verify manifests'
+        readonly domain: string
+        readonly generation: string | undefined
+      }
+    | { readonly name: 'verify history'; readonly domain: string }
     | { readonly name: 'prune'; readonly domain: string; readonly dryRun: boolean }
     | {
         readonly name: 'claim' | 'release'
@@ -129,13 +135,28 @@ export function program(
       'verify <domain> [generation]',
       're-read a generation and name the chunks that differ',
       y =>
-        domain(y).positional('generation', {
-          type: 'string',
-          description: 'a recovery point or a sequence number; the newest when none is named',
-        }),
+        domain(y)
+          .positional('generation', {
+            type: 'string',
+            description: 'a recovery point or a sequence number; the newest when none is named',
+          })
+          .option('manifests-only', {
+            type: 'boolean',
+            default: false,
+            description: 'only the manifests, of all generations when none is named; read no image',
+          })
+          .option('history', {
+            type: 'boolean',
+            default: false,
+            description: 'only whether history.jsonl is whole',
+          }),
       args => {
-        const { domain, generation } = args
-        return handle({ name: 'verify', ...global(args), domain, generation })
+        const { domain, generation, manifestsOnly, history } = args
+        if (history && (manifestsOnly || generation !== undefined))
+          throw new Failure('USAGE', '--history is of the whole clone and goes with nothing else')
+        if (history) return handle({ name: 'verify history', ...global(args), domain })
+        const name = manifestsOnly ? 'verify manifests' : 'verify'
+        return handle({ name, ...global(args), domain, generation })
       },
     )
     .command(

@@ -146,8 +146,9 @@ async function pullLocked(
       `source ${clone.source.name} is too old to give digests, and ${clone.name} is to be verified by them`,
       { remedy: 'install this version of nbd-clone there, or set verify: readback' },
     )
-  const wanted = wantedDisks(clone, described)
-  for (const disk of wanted.omitted) log.info(disk, 'disk is not pulled')
+  const wanted = wantedDisks(clone, described, sound.at(-1))
+  attempt.omitted = wanted.omitted
+  for (const disk of wanted.omitted) log[disk.lost ? 'warn' : 'info'](disk, 'disk is not pulled')
 
   // In place a damaged image can be built upon, because then all of it is written.
   const newest = method === 'in-place' ? sound.at(-1) : sound.filter(isUndamaged).at(-1)

@@ -1,39 +1,18 @@
 // What the commands' data looks like on a terminal (tables, sentences) and as the versioned JSON objects of --json.
 
-import Table from 'cli-table3'
 import { describeFailure } from '../shared/failures.ts'
 import { failureJson } from '../shared/help.ts'
 import { formatDuration, formatSize } from '../shared/quantities.ts'
-import type { Claimed } from './commands/claim.ts'
 import type { Shown } from './commands/config.ts'
-import type { Listed } from './commands/list.ts'
 import type { PullResult } from './commands/pull.ts'
 import type { RolledBack } from './commands/rollback.ts'
 import type { CloneStatus } from './commands/status.ts'
 import type { Verified } from './commands/verify.ts'
 import { offsetOf } from './copy/verify.ts'
-import type { PrunePlan, Retained } from './store/prune.ts'
+import { table } from './table.ts'
 
 /** Bad chunks that are named one by one on a terminal; --json names them all. */
 const NAMED = 20
-
-function table(head: string[], rows: string[][]): string {
-  const plain = { head: [], border: [] }
-  const chars = { mid: '', 'left-mid': '', 'mid-mid': '', 'right-mid': '', left: '', right: '' }
-  const lines = { top: '', 'top-mid': '', 'top-left': '', 'top-right': '' }
-  const ends = { bottom: '', 'bottom-mid': '', 'bottom-left': '', 'bottom-right': '', middle: '  ' }
-  const made = new Table({
-    head,
-    chars: { ...chars, ...lines, ...ends },
-    style: { ...plain, 'padding-left': 0, 'padding-right': 0, compact: true },
-  })
-  made.push(...rows)
-  return made
-    .toString()
-    .split('\n')
-    .map(line => line.trimEnd())
-    .join('\n')
-}
 
 export function pullJson(results: readonly PullResult[], exit: number): object {
   return {
@@ -54,12 +33,15 @@ export function pullText(result: PullResult): string {
     case 'not-due':
       return `${clone}: not due, its recovery point is ${formatDuration(result.ageMs)} old`
     case 'planned':
-      return result.disks
-        .map(({ target, kind, reason, size }) => {
+      return [
+        ...result.disks.map(({ target, kind, reason, size }) => {
           const much = size === undefined ? '' : ` ${formatSize(size)},`
           return `${clone}: would pull ${target},${much} ${kind}: ${reason}`
-        })
-        .join('\n')
+        }),
+        ...result.omitted
+          .filter(({ lost }) => lost)
+          .map(({ target, reason }) => `${clone}: would not pull ${target}: ${reason}`),
+      ].join('\n')
     case 'failed':
       return describeFailure(`clone: ${clone}`, result.failure)
     case 'published': {
@@ -87,35 +69,27 @@ export function statusText(clones: readonly CloneStatus[]): string {
     one.newest?.id ?? '-',
     one.newest?.consistency ?? '-',
     String(one.generations),
+    one.lastFullVerify ? `${formatDuration(one.lastFullVerify.ageMs)} ago` : '-',
     one.lastAttempt?.code ?? one.lastAttempt?.outcome ?? '-',
   ])
-  const head = ['DOMAIN', 'STATE', 'AGE', 'RPO', 'NEWEST', 'CONSISTENCY', 'KEPT', 'LAST PULL']
-  const notes = clones.flatMap(({ clone, freshness, problems }) =>
-    [...(freshness.reason === undefined ? [] : [freshness.reason]), ...problems].map(
-      note => `${clone}: ${note}`,
-    ),
+  const age = ['DOMAIN', 'STATE', 'AGE', 'RPO', 'NEWEST', 'CONSISTENCY']
+  const head = [...age, 'KEPT', 'FULL VERIFY', 'LAST PULL']
+  const notes = clones.flatMap(one =>
+    [
+      ...(one.freshness.reason === undefined ? [] : [one.freshness.reason]),
+      ...(one.current?.pinned
+        ? [`current stays at ${one.current.id} (seq ${one.current.seq})`]
+        : []),
+      ...(one.staging ? [stagingText(one.staging)] : []),
+      ...one.problems,
+    ].map(note => `${one.clone}: ${note}`),
   )
   return [table(head, rows), ...notes].join('\n')
 }
 
-export function listText(generations: readonly Listed[], brokenHistory: readonly number[]): string {
-  const rows = generations.map(({ id, current, claims, generation, broken, damaged }) => [
-    generation ? String(generation.seq) : '-',
-    id,
-    generation?.recoveryPoint.consistency ?? 'BROKEN',
-    generation ? generation.disks.map(disk => disk.target).join(' ') : '-',
-    generation ? formatSize(generation.disks.reduce((sum, { size }) => sum + size, 0)) : '-',
-    generation?.verified.at ?? '-',
-    [
-      ...(current ? ['current'] : []),
-      ...claims,
-      ...(broken === undefined ? [] : [broken]),
-      ...(damaged === undefined ? [] : [`DAMAGED: ${damaged}`]),
-    ].join(' '),
-  ])
-  const notes = brokenHistory.map(line => `history.jsonl: line ${line} does not continue the chain`)
-  const head = ['SEQ', 'RECOVERY POINT', 'CONSISTENCY', 'DISKS', 'SIZE', 'VERIFIED', 'NOTES']
-  return [table(head, rows), ...notes].join('\n')
+function stagingText({ recoveryPoints, bytes }: NonNullable<CloneStatus['staging']>): string {
+  const of = recoveryPoints.length === 0 ? '' : ` of ${recoveryPoints.join(', ')}`
+  return `staging holds ${formatSize(bytes)}${of}: a running pull's, or an interrupted one's`
 }
 
 export function verifyText({ clone, id, disks }: Verified): string {
@@ -132,25 +106,6 @@ export function verifyText({ clone, id, disks }: Verified): string {
         : []),
     ])
     .join('\n')
-}
-
-export function pruneText(clone: string, plan: PrunePlan, dryRun: boolean): string {
-  const lines = [
-    ...plan.remove.map(told(dryRun ? 'would remove' : 'removed')),
-    ...plan.spared.map(told('spared')),
-    // What the policy keeps is only asked for when nothing is done.
-    ...(dryRun ? plan.keep.map(told('keeps')) : []),
-  ]
-  return lines.length === 0 ? `${clone}: nothing to prune` : lines.join('\n')
-
-  function told(verb: string): (one: Retained) => string {
-    return ({ id, seq, why }) =>
-      `${clone}: ${verb} ${id}${seq === undefined ? '' : ` (seq ${seq})`}: ${why}`
-  }
-}
-
-export function claimText(did: 'claim' | 'release', { clone, id, seq, purpose }: Claimed): string {
-  return `${clone}: ${did}${did === 'claim' ? 'ed' : 'd'} ${id} (seq ${seq}) for ${purpose}`
 }
 
 export function rollbackText({

@@ -18,7 +18,7 @@ import { CHUNK_SIZE } from '../client/plan.ts'
 import { pull, type Pulled } from '../client/pull.ts'
 import { soundGenerations } from '../client/store/generation.ts'
 import { lockClone } from '../client/store/guard.ts'
-import { brokenLinks } from '../client/store/history.ts'
+import { checkHistory } from '../client/store/history.ts'
 import { layoutOf, makeFolders } from '../client/store/layout.ts'
 import { readState, writeState } from '../client/store/state.ts'
 import { Failure } from '../shared/failures.ts'
@@ -57,7 +57,7 @@ async function checkNothingLeft(t: Test, source: FakeSource, generations: number
   t.equal((await soundGenerations(layout.dir)).length, generations, 'generations')
   t.equal(source.gates(), 0, 'no gate is left')
   lockClone(layout, 'test')()
-  t.strictSame(await brokenLinks(layout), [], 'history is a chain')
+  t.strictSame((await checkHistory(layout)).problems, [], 'history is a chain')
 }
 
 const lastLine = (source: FakeSource): unknown =>

@@ -87,6 +87,27 @@ t.test('a later pull reads and writes the chunks that differ, and shares all oth
   t.match(verified, { level: 'changed' })
 })
 
+t.test(
+  'in place, a later pull patches the image, and the older generation is a record',
+  async t => {
+    const standby = await aStandby(t, { vda: randomBytes(16 * MIB) }, { fs: 'ext4' })
+    const first = await standby.pull()
+    await poke(standby.source.file('vda'), 5 * MIB + 77, Buffer.from('changed'))
+    const second = await standby.pull()
+    t.match(second, { plan: [{ kind: 'hash' }], bytes: { read: MIB, written: MIB } })
+    same(t, standby)
+    t.strictSame(
+      (await readdir(first.dir)).filter(name => name.startsWith('vda.raw')),
+      [`vda.raw.from-${second.recoveryPoint}`],
+    )
+    t.strictSame(await readdir(layoutOf(standby.clone.dir).staging), [])
+    // What the image has lost unseen is mended, when everything is written anew.
+    await poke(standby.image(), 9 * MIB, Buffer.from('rotten, and nobody has noticed'))
+    await standby.pull({ full: true })
+    same(t, standby)
+  },
+)
+
 t.test('what was zeroed is zero, and given back to the file system', async t => {
   const standby = await aStandby(t, { vda: randomBytes(8 * MIB) })
   await standby.pull()

@@ -28,7 +28,6 @@ import { repairCurrent } from '../client/store/current.ts'
 import { ofStore } from '../client/store/failure.ts'
 import { listGenerations, soundGenerations, type Generation } from '../client/store/generation.ts'
 import { checkBinding, checkRole, checkUnused, lockClone } from '../client/store/guard.ts'
-import { appendHistory, brokenLinks } from '../client/store/history.ts'
 import { layoutOf, makeFolders, type Layout } from '../client/store/layout.ts'
 import { LINE, manifestDigest, readDigests, writeDigests } from '../client/store/manifest.ts'
 import { prune } from '../client/store/prune.ts'
@@ -315,32 +314,6 @@ t.test('prune removes the oldest, never a claimed, selected or open one', async 
   const left = (await soundGenerations(layout.dir)).map(({ generation }) => generation.seq)
   t.strictSame(left, [1, 2, 3, 5, 6])
   t.strictSame(await readdir(layout.staging), [])
-})
-
-t.test('history is a chain: an edited, removed or torn line shows', async t => {
-  const layout = await emptyClone(t)
-  const line = {
-    schema: 1,
-    began: '',
-    ended: '',
-    outcome: 'failed',
-    bytes: { read: 0, written: 0, changed: 0, hashed: 0, reused: 0 },
-    seconds: {},
-  } as const
-  for (let i = 0; i < 4; i++) await appendHistory(layout, { ...line, seq: i })
-  t.strictSame(await brokenLinks(layout), [])
-  const text = readFileSync(layout.history, 'utf8')
-  writeFileSync(layout.history, text.replace('"seq":1', '"seq":9'))
-  t.strictSame(await brokenLinks(layout), [3])
-  const lines = text.split('\n')
-  writeFileSync(layout.history, [lines[0], ...lines.slice(2)].join('\n'))
-  t.strictSame(await brokenLinks(layout), [2])
-  writeFileSync(layout.history, text.slice(0, -20))
-  await appendHistory(layout, line)
-  t.strictSame(await brokenLinks(layout), [4], 'the torn line itself; the next one chains over it')
-  writeFileSync(layout.history, Buffer.from([...Buffer.from(text), 0xe2, 0x82]))
-  await appendHistory(layout, line)
-  t.strictSame(await brokenLinks(layout), [5], 'also one that is torn within a character')
 })
 
 t.test('a state that cannot be understood is refused, because it hides the role', async t => {

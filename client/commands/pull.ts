@@ -9,6 +9,7 @@ import { freshness, isDue } from '../freshness.ts'
 import { planPull } from '../plan.ts'
 import { pull, type Pulled } from '../pull.ts'
 import { openGate } from '../source/gate.ts'
+import type { Omitted } from '../source/lost.ts'
 import { greet, wantedDisks } from '../source/session.ts'
 import { isUndamaged, soundGenerations } from '../store/generation.ts'
 import { checkBinding, checkRole } from '../store/guard.ts'
@@ -36,7 +37,11 @@ export interface PlannedDisk {
 export type PullResult = { readonly clone: string } & (
   | { readonly outcome: 'published'; readonly pulled: Pulled }
   | { readonly outcome: 'not-due'; readonly ageMs: number }
-  | { readonly outcome: 'planned'; readonly disks: readonly PlannedDisk[] }
+  | {
+      readonly outcome: 'planned'
+      readonly disks: readonly PlannedDisk[]
+      readonly omitted: readonly Omitted[]
+    }
   | { readonly outcome: 'failed'; readonly failure: Failure }
 )
 
@@ -90,7 +95,7 @@ async function pullOne(
     return {
       clone: clone.name,
       outcome: 'planned',
-      disks: await planOnly(clone, { adopt, full }, signal),
+      ...(await planOnly(clone, { adopt, full }, signal)),
     }
   const pulled = await pull(clone, { adopt, full, signal, log, watcher: watch(clone.name) })
   return { clone: clone.name, outcome: 'published', pulled }
@@ -101,7 +106,7 @@ async function planOnly(
   clone: CloneConfig,
   { adopt, full }: Pick<PullCommand, 'adopt' | 'full'>,
   signal: AbortSignal,
-): Promise<PlannedDisk[]> {
+): Promise<{ disks: PlannedDisk[]; omitted: readonly Omitted[] }> {
   const layout = layoutOf(clone.dir)
   const state = await readState(layout)
   checkRole(layout, state)
@@ -109,9 +114,10 @@ async function planOnly(
   const { hostId, features } = await greet(gate, clone, state, signal)
   const described = await gate.call('describe', { domain: clone.domain }, { signal })
   checkBinding(layout, state.bound, { hostId, domainUuid: described.uuid }, adopt)
-  const { disks } = wantedDisks(clone, described)
+  const newest = (await soundGenerations(clone.dir)).at(-1)
+  const { disks, omitted } = wantedDisks(clone, described, newest)
   const sizes = new Map(disks.map(({ target, size }) => [target, size]))
-  const held = heldBy((await soundGenerations(clone.dir)).filter(isUndamaged).at(-1))
+  const held = heldBy(newest)
   const donor = (await recoveryPointsIn(layout.staging)).at(-1)
   const plan = planPull(
     disks.map(disk => ({
@@ -121,8 +127,9 @@ async function planOnly(
     held,
     { digests: features.includes('digests'), full, verify: clone.verify, donor },
   )
-  return plan.map(({ target, kind, reason }) => {
+  const planned = plan.map(({ target, kind, reason }) => {
     const size = sizes.get(target)
     return { target, kind, reason, ...(size !== undefined && { size }) }
   })
+  return { disks: planned, omitted }
 }

@@ -1,11 +1,17 @@
 // clone status: how old each clone is against its RPO. Judging is left to whoever asked; this only answers.
 
+import { access, readdir } from 'node:fs/promises'
+import path from 'node:path'
 import { toFailure } from '../../shared/failures.ts'
+import { isRecoveryPointId } from '../../shared/names.ts'
 import type { CloneConfig } from '../config/effective.ts'
 import { freshness, type Freshness } from '../freshness.ts'
-import { isSound, isUndamaged, listGenerations } from '../store/generation.ts'
-import { layoutOf } from '../store/layout.ts'
+import { selectedGeneration } from '../store/current.ts'
+import { occupiedBy } from '../store/forms.ts'
+import { isSound, isUndamaged, listGenerations, type Sound } from '../store/generation.ts'
+import { layoutOf, type Layout } from '../store/layout.ts'
 import { readState, type State } from '../store/state.ts'
+import { verifiedOf } from '../store/verified.ts'
 import { tidy } from './tidy.ts'
 
 export interface CloneStatus {
@@ -19,6 +25,17 @@ export interface CloneStatus {
   readonly role?: State['role']
   readonly failures?: number
   readonly lastAttempt?: State['lastAttempt']
+  /** The generation that `current` shows, and whether it stays there although newer ones come. */
+  readonly current?: { readonly id: string; readonly seq: number; readonly pinned: boolean }
+  /** The last time that all of an undamaged generation was read back from the medium. */
+  readonly lastFullVerify?: {
+    readonly id: string
+    readonly at: string
+    /** Milliseconds; 0 when this host's clock went back. */
+    readonly ageMs: number
+  }
+  /** What a running or an interrupted pull has so far. */
+  readonly staging?: { readonly recoveryPoints: readonly string[]; readonly bytes: number }
   /** What is wrong with files of this clone; the other clones are answered all the same. */
   readonly problems: readonly string[]
 }
@@ -41,7 +58,15 @@ async function statusOf(clone: CloneConfig): Promise<CloneStatus> {
   }
   const sound = found.filter(isSound).filter(isUndamaged)
   const newest = sound.at(-1)?.generation
-  const state = await readState(layoutOf(clone.dir)).catch(note)
+  const layout = layoutOf(clone.dir)
+  const state = await readState(layout).catch(note)
+  const selected = state && selectedGeneration(state, sound)
+  const full = await lastFullVerify(sound)
+  const staging = await stagingOf(layout)
+  if (await exists(path.join(clone.dir, 'undo.json')))
+    problems.push(
+      'a pull or rollback was cut short, or runs now: undo.json is there; if nothing runs, the next clone command puts that right',
+    )
   return {
     clone: clone.name,
     freshness: freshness(newest, clone.rpoMs),
@@ -54,7 +79,41 @@ async function statusOf(clone: CloneConfig): Promise<CloneStatus> {
       },
     }),
     generations: sound.length,
+    ...(selected && {
+      current: {
+        id: selected.id,
+        seq: selected.generation.seq,
+        pinned: state.selected !== 'newest',
+      },
+    }),
+    ...(full && { lastFullVerify: full }),
+    ...(staging && { staging }),
     ...(state && { role: state.role, failures: state.failures, lastAttempt: state.lastAttempt }),
     problems,
   }
+}
+
+async function lastFullVerify(
+  undamaged: readonly Sound[],
+): Promise<CloneStatus['lastFullVerify'] | undefined> {
+  const all = await Promise.all(
+    undamaged.map(async one => ({ id: one.id, at: (await verifiedOf(one)).fullAt })),
+  )
+  const [latest] = all
+    .flatMap(({ id, at }) => (at === undefined ? [] : [{ id, at, ms: Date.parse(at) }]))
+    .sort((a, b) => b.ms - a.ms)
+  return latest && { id: latest.id, at: latest.at, ageMs: Math.max(0, Date.now() - latest.ms) }
+}
+
+async function stagingOf({ staging }: Layout): Promise<CloneStatus['staging'] | undefined> {
+  const names = await readdir(staging).catch((): string[] => [])
+  if (names.length === 0) return undefined
+  return { recoveryPoints: names.filter(isRecoveryPointId), bytes: await occupiedBy(staging) }
+}
+
+async function exists(file: string): Promise<boolean> {
+  return access(file).then(
+    () => true,
+    (error: unknown) => (error as NodeJS.ErrnoException).code !== 'ENOENT',
+  )
 }

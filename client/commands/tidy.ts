@@ -1,6 +1,7 @@
 // After any command has run once, a clone is a complete generation again, and `current` shows it.
 
 import type { CloneConfig } from '../config/effective.ts'
+import { hasStaleClaims, removeStaleClaims } from '../store/claims.ts'
 import { isCurrentRight, repairCurrent } from '../store/current.ts'
 import { soundGenerations } from '../store/generation.ts'
 import { lockClone } from '../store/guard.ts'
@@ -9,7 +10,8 @@ import { readState } from '../store/state.ts'
 import { readJournal, recover } from '../store/undo.ts'
 
 /**
- * Ends an exchange that was cut short, and repairs `current` when it is wrong, if nobody else works on the clone.
+ * Ends an exchange that was cut short, removes claims of processes that are gone, and repairs `current`, if nobody else works
+ * on the clone.
  * @throws Failure LOCKED, and whatever keeps it from being done
  */
 export async function tidy(clone: CloneConfig): Promise<void> {
@@ -17,12 +19,16 @@ export async function tidy(clone: CloneConfig): Promise<void> {
   // Looked at without the lock first, so that asking for the status never gets in the way of a pull.
   if (!(await readJournal(layout))) {
     const sound = await soundGenerations(clone.dir)
-    if (sound.length === 0 || (await isCurrentRight(layout, await readState(layout), sound))) return
+    if (sound.length === 0) return
+    const stale = await hasStaleClaims(sound)
+    if (!stale && (await isCurrentRight(layout, await readState(layout), sound))) return
   }
   const unlock = lockClone(layout, 'status')
   try {
     await recover(layout)
-    await repairCurrent(layout, await readState(layout), await soundGenerations(clone.dir))
+    const found = await soundGenerations(clone.dir)
+    await removeStaleClaims(found)
+    await repairCurrent(layout, await readState(layout), found)
   } finally {
     unlock()
   }

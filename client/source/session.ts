@@ -10,6 +10,7 @@ import type { CloneConfig } from '../config/effective.ts'
 import type { DiskToPull } from '../plan.ts'
 import type { State } from '../store/state.ts'
 import type { Gate } from './gate.ts'
+import { withLost, type Newest, type Omitted } from './lost.ts'
 import { connectDisk } from './nbd.ts'
 
 /** What a disk and a domain XML may be at most, in bytes. */
@@ -75,11 +76,18 @@ export async function greet(
 export interface Wanted {
   readonly disks: readonly { target: string; size: number | undefined; format: 'raw' | 'qcow2' }[]
   /** Disks that the generation will not have, and why. The source itself refuses a session for one it cannot freeze. */
-  readonly omitted: readonly { target: string; reason: string }[]
+  readonly omitted: readonly Omitted[]
 }
 
-/** What will be pulled of a domain. @throws Failure SOURCE_REFUSED when that is nothing */
-export function wantedDisks(clone: CloneConfig, described: GateResult<'describe'>): Wanted {
+/**
+ * What will be pulled of a domain. @param newest the generation whose disks must not go without a word
+ * @throws Failure SOURCE_REFUSED when there is nothing to pull
+ */
+export function wantedDisks(
+  clone: CloneConfig,
+  described: GateResult<'describe'>,
+  newest: Newest | undefined,
+): Wanted {
   const reasonOf = (disk: { target: string; exported: boolean; reason?: string | undefined }) =>
     clone.excluded.has(disk.target)
       ? 'excluded in standby.yaml'
@@ -99,7 +107,7 @@ export function wantedDisks(clone: CloneConfig, described: GateResult<'describe'
       'SOURCE_REFUSED',
       `domain ${described.domain} has no disk to pull: ${omitted.map(one => `${one.target}: ${one.reason}`).join('; ') || 'none at all'}`,
     )
-  return { disks, omitted }
+  return { disks, omitted: withLost(disks, omitted, clone.excluded, newest) }
 }
 
 /** @throws Failure TRANSFER for a target that comes twice */

@@ -128,6 +128,12 @@ export async function withClaim(
   await write(dir, name, { schema: 1, purpose, at: new Date().toISOString(), pid, start })
 }
 
+/** Whether there is anything for `removeStaleClaims`. */
+export async function hasStaleClaims(generations: readonly Claimable[]): Promise<boolean> {
+  const claims = await Promise.all(generations.map(({ dir }) => claimsOf(dir)))
+  return claims.flat().some(({ stale }) => stale)
+}
+
 /** Removes the claims of processes that are gone. Only under the clone's lock. */
 export async function removeStaleClaims(generations: readonly Claimable[]): Promise<void> {
   for (const { dir } of generations)

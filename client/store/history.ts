@@ -3,9 +3,20 @@
 import { createHash } from 'node:crypto'
 import { open, readFile } from 'node:fs/promises'
 import { appendDurably } from '../../shared/host/durable.ts'
-import type { DiskPlan } from '../plan.ts'
 import type { Layout } from './layout.ts'
 
+/** What was planned for one disk, and why. */
+export interface HistoryDisk {
+  readonly target: string
+  readonly kind: string
+  readonly reason: string
+  /** Bytes. */
+  readonly size: number
+  /** The generation that it was built upon. */
+  readonly basis?: string
+}
+
+/** One attempt. Whatever is optional was not reached, or is younger than the line. */
 export interface HistoryLine {
   readonly schema: 1
   /** When the attempt began and ended, this host's clock. */
@@ -18,12 +29,30 @@ export interface HistoryLine {
   readonly seq?: number
   readonly recoveryPoint?: string
   readonly session?: string
-  readonly plan?: readonly Omit<DiskPlan, 'chunks'>[]
-  readonly bytes: Readonly<Record<'read' | 'written' | 'changed' | 'hashed' | 'reused', number>>
+  readonly plan?: readonly HistoryDisk[]
+  /** Disks that the domain or the newest generation has and this one has not, and why. */
+  readonly omitted?: readonly { readonly target: string; readonly reason: string }[]
+  /** How generations are kept: `reflink`, `copy`, `in-place`. */
   readonly method?: string
+  /** What had to agree before it was published. */
   readonly verify?: string
+  /** Connections lost and made again within the session. */
+  readonly reconnects?: number
+  readonly bytes: HistoryBytes
   /** Phase -> seconds. */
   readonly seconds: Readonly<Record<string, number>>
+}
+
+export interface HistoryBytes {
+  /** Over NBD. */
+  readonly read: number
+  readonly written: number
+  /** In chunks that differ from the basis. */
+  readonly changed?: number
+  /** By the source, for us. */
+  readonly hashed?: number
+  /** Taken from an interrupted pull. */
+  readonly reused?: number
 }
 
 const sha256 = (text: Buffer): string => createHash('sha256').update(text).digest('hex')
@@ -58,20 +87,90 @@ async function readTail(file: string): Promise<Buffer> {
   }
 }
 
-/** Line numbers (from 1) whose `previous` does not match the line before: edited or removed lines. */
-export async function brokenLinks(layout: Layout): Promise<number[]> {
-  // A byte a character, so that a torn line hashes as it was chained.
-  const lines = (await readFile(layout.history, 'latin1').catch(() => '')).split('\n')
-  lines.pop()
-  const broken: number[] = []
-  lines.forEach((line, at) => {
-    const before = lines[at - 1]
-    const expected = before === undefined ? null : sha256(Buffer.from(before, 'latin1'))
-    try {
-      if ((JSON.parse(line) as { previous: unknown }).previous !== expected) broken.push(at + 1)
-    } catch {
-      broken.push(at + 1)
+export interface HistoryProblem {
+  /** From 1. */
+  readonly line: number
+  readonly why: string
+}
+export interface HistoryCheck {
+  readonly lines: number
+  /** Attempts that published a generation. */
+  readonly published: number
+  /** Lines that a power cut tore while they were written; the next one continues the chain over them. */
+  readonly torn: readonly number[]
+  readonly problems: readonly HistoryProblem[]
+}
+
+/**
+ * Checks that no line was edited or removed, and that sequence numbers only grow.
+ * @param attempts how many state.json counts: more than there are lines means that the last ones are missing
+ */
+export async function checkHistory(layout: Layout, attempts = 0): Promise<HistoryCheck> {
+  const lines = await readLines(layout.history)
+  const unended = lines.pop() !== ''
+  const problems: HistoryProblem[] = []
+  const torn: number[] = []
+  const points = new Map<string, number>()
+  let lastSeq = 0
+  let published = 0
+  lines.forEach((text, at) => {
+    const line = at + 1
+    const complain = (why: string): unknown => problems.push({ line, why })
+    const parsed = parseLine(text)
+    if (!parsed) {
+      const next = parseLine(lines[line] ?? '')
+      if (next?.previous === hashOf(text)) torn.push(line)
+      else complain('not a line of history')
+      return
     }
+    const before = lines[at - 1]
+    if (parsed.previous !== (before === undefined ? null : hashOf(before)))
+      complain('does not continue the chain')
+    const { seq, recoveryPoint } = parsed
+    if (seq === undefined) return
+    published++
+    if (seq <= lastSeq) complain(`published seq ${seq} after ${lastSeq}`)
+    lastSeq = Math.max(lastSeq, seq)
+    if (recoveryPoint === undefined) return
+    const earlier = points.get(recoveryPoint)
+    if (earlier !== undefined) complain(`published ${recoveryPoint} again, after line ${earlier}`)
+    points.set(recoveryPoint, line)
   })
-  return broken
+  if (unended) torn.push(lines.length + 1)
+  const count = lines.length + (unended ? 1 : 0)
+  if (count < attempts) {
+    const why = `missing: state.json counts ${attempts} attempts, and there are ${count} lines`
+    problems.push({ line: count + 1, why })
+  }
+  return { lines: count, published, torn, problems }
+}
+
+/** A byte a character, so that a torn line hashes as it was chained. The last one is empty, or torn. */
+async function readLines(file: string): Promise<string[]> {
+  try {
+    return (await readFile(file, 'latin1')).split('\n')
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return ['']
+    throw error
+  }
+}
+
+const hashOf = (line: string): string => sha256(Buffer.from(line, 'latin1'))
+
+/** What chains a line, and what it published; lines of every version have these. */
+function parseLine(
+  text: string,
+): { previous: unknown; seq?: number; recoveryPoint?: string } | undefined {
+  try {
+    const line: unknown = JSON.parse(text)
+    if (typeof line !== 'object' || line === null || !('previous' in line)) return undefined
+    const { previous, seq, recoveryPoint } = line as Record<string, unknown>
+    return {
+      previous,
+      ...(typeof seq === 'number' && { seq }),
+      ...(typeof recoveryPoint === 'string' && { recoveryPoint }),
+    }
+  } catch {
+    return undefined
+  }
 }

@@ -55,6 +55,11 @@ export function planPrune(
   return plan
 }
 
+/** What the policy looks at. */
+export function datedOf({ id, generation: { seq, recoveryPoint } }: Sound): Dated {
+  return { id, seq, instant: recoveryPoint.instant }
+}
+
 /** Prunes a clone under its lock. Needs no space. Broken generations are never touched: a person has to look. */
 export async function prune(
   layout: Layout,
@@ -64,12 +69,7 @@ export async function prune(
 ): Promise<PrunePlan> {
   const found = await listGenerations(layout.dir)
   const sound = found.filter(isSound)
-  const candidates = sound.map(one => ({
-    id: one.id,
-    seq: one.generation.seq,
-    instant: one.generation.recoveryPoint.instant,
-    damaged: !isUndamaged(one),
-  }))
+  const candidates = sound.map(one => ({ ...datedOf(one), damaged: !isUndamaged(one) }))
   // Who uses those that are kept does not matter, and finding out takes long.
   const beyond = new Set(planPrune(candidates, policy).remove.map(({ id }) => id))
   const selected = selectedGeneration(state, sound)
