@@ -3,15 +3,17 @@
 import { Failure } from '../../shared/failures.ts'
 import type { CopyDisk } from './copy.ts'
 import { BATCH, workOff, type Through } from './runs.ts'
-import { dropCache, offsetOf } from './verify.ts'
+import { mustPassCache } from './medium.ts'
+import { offsetOf } from './verify.ts'
 
 /** Verifies the chunks just written, which are synced. @throws Failure INTEGRITY naming the first bad chunk */
 export async function readBack(
   { image, plan, written }: Pick<CopyDisk, 'image' | 'plan' | 'written'>,
   through: Through,
 ): Promise<void> {
-  const { file, fd, direct, manifest } = image
-  if (direct === undefined) await dropCache(file, through.signal)
+  const { file, fd, manifest } = image
+  const { pool, signal } = through
+  const { direct } = await mustPassCache(file, image.direct, pool.slots.at(-1), signal)
   const job = { kind: 'check', size: plan.size, fd, direct, manifest } as const
   const bad = await workOff(written.runs(BATCH), () => job, file, through)
   if (bad[0])

@@ -1,10 +1,10 @@
 // The read-back: an image compared with its manifest, from the medium and not from the page cache where that is possible.
 
 import { Failure } from '../../shared/failures.ts'
-import { reasonOf, run } from '../../shared/host/run.ts'
 import { CHUNK_SIZE, chunkCount } from '../plan.ts'
 import { allOrFirstError } from './copy.ts'
 import { storeFailure, type OpenImage } from './image.ts'
+import { mustPassCache } from './medium.ts'
 import type { Pool } from './pool.ts'
 import type { BadChunk } from './worker.ts'
 
@@ -28,7 +28,7 @@ export async function verify(
   const bad: BadChunk[] = []
   let next = 0
   let failed = false
-  if (image.direct === undefined) await dropCache(image.file, signal)
+  const { direct } = await mustPassCache(image.file, image.direct, pool.slots.at(-1), signal)
 
   const useSlot = async (slot: number): Promise<void> => {
     while (next < chunks && !failed) {
@@ -36,7 +36,7 @@ export async function verify(
       const chunk = next
       const count = Math.min(BATCH, chunks - chunk)
       next += count
-      const { fd, direct, manifest } = image
+      const { fd, manifest } = image
       const job = { kind: 'check', slot, chunk, count, size, fd, direct, manifest } as const
       const checked = await pool.run(job).catch((error: unknown) => {
         throw storeFailure(image.file, error)
@@ -56,17 +56,4 @@ export async function verify(
 /** A bad chunk as people look for it: number and byte offset. */
 export function offsetOf({ chunk }: BadChunk): string {
   return `chunk ${chunk} (byte ${chunk * CHUNK_SIZE})`
-}
-
-/** Best effort where O_DIRECT does not exist: posix_fadvise(DONTNEED), which dd offers; the file was fsynced before. */
-export async function dropCache(file: string, signal: AbortSignal): Promise<void> {
-  const dropped = await run('dd', [`if=${file}`, 'iflag=nocache', 'count=0', 'status=none'], {
-    signal,
-  })
-  // Bytes out of the page cache would prove nothing about the medium.
-  if (dropped.exitCode !== 0)
-    throw new Failure(
-      'STANDBY_IO',
-      `${file}: cannot be read past the page cache: ${reasonOf(dropped)}`,
-    )
 }

@@ -2,7 +2,15 @@
 
 import { readFile, rm } from 'node:fs/promises'
 import path from 'node:path'
+import { z } from 'zod'
 import { fsyncPath, writeDurably } from '../../shared/host/durable.ts'
+
+const recordSchema = z.object({
+  schema: z.literal(1),
+  /** When it was found, this host's clock. */
+  at: z.iso.datetime(),
+  problems: z.array(z.string()).min(1),
+})
 
 const fileIn = (dir: string): string => path.join(dir, 'damaged.json')
 
@@ -21,17 +29,11 @@ export async function clearDamage(dir: string): Promise<void> {
 /** What is wrong with a generation as far as it is known. A record that cannot be read counts as damage, too. */
 export async function damageOf(dir: string): Promise<string | undefined> {
   const file = fileIn(dir)
-  let text: string
   try {
-    text = await readFile(file, 'utf8')
+    return recordSchema.parse(JSON.parse(await readFile(file, 'utf8'))).problems.join('; ')
   } catch (error) {
-    const { code, message } = error as NodeJS.ErrnoException
-    return code === 'ENOENT' ? undefined : message
-  }
-  try {
-    const { problems } = JSON.parse(text) as { problems: string[] }
-    return problems.join('; ') || file
-  } catch {
-    return file
+    const { code } = error as NodeJS.ErrnoException
+    if (code === 'ENOENT') return undefined
+    return `${file} cannot be ${code === undefined ? 'understood' : `read (${code})`}, so what is wrong is unknown`
   }
 }

@@ -5,7 +5,7 @@ import { open, type FileHandle } from 'node:fs/promises'
 import path from 'node:path'
 import { storeFailure } from '../copy/image.ts'
 import { BATCH, workOff, type Through } from '../copy/runs.ts'
-import { dropCache } from '../copy/verify.ts'
+import { mustPassCache } from '../copy/medium.ts'
 import type { BadChunk } from '../copy/worker.ts'
 import { openToWrite } from './exclusive.ts'
 import { imageName, manifestName, type Layout } from './layout.ts'
@@ -121,9 +121,9 @@ export async function readRuns(
   runs: Iterable<Run>,
   through: Through,
 ): Promise<BadChunk[]> {
-  const direct = await files.openDirect(file)
-  // Bytes out of the page cache would prove nothing about the medium.
-  if (direct === undefined) await dropCache(file, through.signal)
+  const { pool, signal } = through
+  const opened = await files.openDirect(file)
+  const { direct } = await mustPassCache(file, opened, pool.slots.at(-1), signal)
   return workOff(runs, () => ({ kind: 'check', direct, ...job }), file, through)
 }
 
