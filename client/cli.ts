@@ -14,8 +14,8 @@ import { rollbackCommand } from './commands/rollback.ts'
 import { statusCommand } from './commands/status.ts'
 import { verifyHistoryCommand } from './commands/verify-history.ts'
 import { verifyManifestsCommand } from './commands/verify-manifests.ts'
-import { verifyCommand } from './commands/verify.ts'
-import { cloneConfig, loadConfig } from './config/effective.ts'
+import { exitOf, failuresOf, verifyAll, verifyCommand } from './commands/verify.ts'
+import { cloneConfig, loadConfig, type CloneConfig } from './config/effective.ts'
 import { standbyJsonSchema } from './config/schema.ts'
 import { program, type Command } from './program.ts'
 import { progressBar } from './progress.ts'
@@ -26,7 +26,10 @@ import {
   verifyHistoryText,
   verifyManifestsText,
 } from './render-generations.ts'
-import { pullJson, pullText, rollbackText, showText, statusText, verifyText } from './render.ts'
+import { verifyJson, verifyText } from './render-verify.ts'
+import { pullJson, pullText, rollbackText, showText, statusText } from './render.ts'
+import { reverifyDue } from './reverify.ts'
+import { layoutOf } from './store/layout.ts'
 
 const print = (text: string): boolean => process.stdout.write(`${text}\n`)
 const complain = (text: string): boolean => process.stderr.write(`${text}\n`)
@@ -45,6 +48,32 @@ function complainOf(clone: string, message: string, { remedy }: { remedy: string
   const failure = new Failure('INTEGRITY', message, { remedy })
   complain(describeFailure(`clone: ${clone}`, failure))
   return failure.exit
+}
+
+async function verifyAndSay(
+  { generation, all, ifDue, repair }: Extract<Command, { name: 'verify' }>,
+  clone: CloneConfig,
+  say: (data: object, text: () => string) => void,
+): Promise<number> {
+  if (ifDue) {
+    const { due, reason } = await reverifyDue(clone, layoutOf(clone.dir))
+    if (!due) {
+      say({ clone: clone.name, due, reason }, () => `${clone.name}: not due, ${reason}`)
+      return 0
+    }
+  }
+  const manner = repair ? 'repair' : 'bytes'
+  const [signal, watcher] = [interruptible(), watch(clone.name)]
+  const results = all
+    ? await verifyAll(clone, signal, watcher, manner)
+    : [await verifyCommand(clone, generation, signal, watcher, manner)]
+  const data = results.map(verifyJson)
+  say(all ? { clone: clone.name, generations: data } : { ...data[0] }, () =>
+    results.map(one => verifyText(one)).join('\n'),
+  )
+  for (const failure of results.flatMap(failuresOf))
+    complain(describeFailure(`clone: ${clone.name}`, failure))
+  return exitOf(results)
 }
 
 /** Does one command and prints its data. @returns the exit status */
@@ -83,24 +112,6 @@ async function perform(command: Command): Promise<number> {
       )
       return 0
     }
-    case 'verify': {
-      const clone = cloneConfig(config, command.domain)
-      const verified = await verifyCommand(
-        clone,
-        command.generation,
-        interruptible(),
-        watch(clone.name),
-      )
-      say(verified, () => verifyText(verified))
-      if (verified.unrecorded !== undefined)
-        complain(`clone: ${clone.name}: the result could not be recorded: ${verified.unrecorded}`)
-      if (verified.sound) return 0
-      const damaged = new Failure('INTEGRITY', `generation ${verified.id} is damaged`, {
-        remedy: `pull again: clone pull ${clone.name}; older generations: clone list ${clone.name}`,
-      })
-      complain(describeFailure(`clone: ${clone.name}`, damaged))
-      return damaged.exit
-    }
     case 'verify manifests': {
       const clone = cloneConfig(config, command.domain)
       const verified = await verifyManifestsCommand(clone, command.generation)
@@ -120,6 +131,8 @@ async function perform(command: Command): Promise<number> {
         remedy: 'the images do not depend on it: keep a copy of it, and find out who changed it',
       })
     }
+    case 'verify':
+      return verifyAndSay(command, cloneConfig(config, command.domain), say)
     case 'prune': {
       const { domain, dryRun } = command
       const plan = await pruneCommand(cloneConfig(config, domain), dryRun)

@@ -26,13 +26,20 @@ export type Command = Global &
       }
     | { readonly name: 'status'; readonly domains: readonly string[] }
     | { readonly name: 'list'; readonly domain: string }
-    | { readonly name: 'verify'; readonly domain: string; readonly generation: string | undefined }
     | {
         readonly name: 'verify manifests'
         readonly domain: string
         readonly generation: string | undefined
       }
     | { readonly name: 'verify history'; readonly domain: string }
+    | {
+        readonly name: 'verify'
+        readonly domain: string
+        readonly generation: string | undefined
+        readonly all: boolean
+        readonly ifDue: boolean
+        readonly repair: boolean
+      }
     | { readonly name: 'prune'; readonly domain: string; readonly dryRun: boolean }
     | {
         readonly name: 'claim' | 'release'
@@ -140,6 +147,16 @@ export function program(
             type: 'string',
             description: 'a recovery point or a sequence number; the newest when none is named',
           })
+          .option('all', {
+            type: 'boolean',
+            default: false,
+            description: 'every generation of the clone',
+          })
+          .option('if-due', {
+            type: 'boolean',
+            default: false,
+            description: 'do nothing while the last full read-back is younger than reverify',
+          })
           .option('manifests-only', {
             type: 'boolean',
             default: false,
@@ -149,14 +166,36 @@ export function program(
             type: 'boolean',
             default: false,
             description: 'only whether history.jsonl is whole',
+          })
+          .option('repair', {
+            type: 'boolean',
+            default: false,
+            description: 'get bad chunks from other generations or the source',
+          })
+          .check(({ generation, all, ifDue, repair, manifestsOnly, history }) => {
+            if (all && generation !== undefined)
+              throw new Failure('USAGE', 'name a generation, or --all, not both')
+            if (history && (manifestsOnly || generation !== undefined))
+              throw new Failure(
+                'USAGE',
+                '--history is of the whole clone and goes with nothing else',
+              )
+            if ((history || manifestsOnly) && (all || repair || ifDue))
+              throw new Failure(
+                'USAGE',
+                '--manifests-only and --history read no image, so --all, --repair and --if-due do not go with them',
+              )
+            return true
           }),
       args => {
-        const { domain, generation, manifestsOnly, history } = args
-        if (history && (manifestsOnly || generation !== undefined))
-          throw new Failure('USAGE', '--history is of the whole clone and goes with nothing else')
+        const { domain, generation, all, ifDue, repair, manifestsOnly, history } = args
         if (history) return handle({ name: 'verify history', ...global(args), domain })
-        const name = manifestsOnly ? 'verify manifests' : 'verify'
-        return handle({ name, ...global(args), domain, generation })
+        if (manifestsOnly)
+          return handle({ name: 'verify manifests', ...global(args), domain, generation })
+        return handle({
+          ...{ name: 'verify', ...global(args), domain, generation },
+          ...{ all, ifDue, repair },
+        })
       },
     )
     .command(

@@ -7,12 +7,7 @@ import type { Shown } from './commands/config.ts'
 import type { PullResult } from './commands/pull.ts'
 import type { RolledBack } from './commands/rollback.ts'
 import type { CloneStatus } from './commands/status.ts'
-import type { Verified } from './commands/verify.ts'
-import { offsetOf } from './copy/verify.ts'
 import { table } from './table.ts'
-
-/** Bad chunks that are named one by one on a terminal; --json names them all. */
-const NAMED = 20
 
 export function pullJson(results: readonly PullResult[], exit: number): object {
   return {
@@ -90,22 +85,6 @@ export function statusText(clones: readonly CloneStatus[]): string {
 function stagingText({ recoveryPoints, bytes }: NonNullable<CloneStatus['staging']>): string {
   const of = recoveryPoints.length === 0 ? '' : ` of ${recoveryPoints.join(', ')}`
   return `staging holds ${formatSize(bytes)}${of}: a running pull's, or an interrupted one's`
-}
-
-export function verifyText({ clone, id, disks }: Verified): string {
-  return disks
-    .flatMap(({ target, file, size, bad, manifest, image }) => [
-      ...(manifest === undefined ? [] : [`${clone}: ${manifest}`]),
-      ...(image === undefined ? [] : [`${clone}: ${image}`]),
-      ...bad.slice(0, NAMED).map(one => `${clone}: ${file}: ${offsetOf(one)}: ${one.why}`),
-      ...(bad.length > NAMED
-        ? [`${clone}: ${file}: and ${bad.length - NAMED} more bad chunks`]
-        : []),
-      ...(bad.length === 0 && manifest === undefined && image === undefined
-        ? [`${clone}: ${id}: ${target}: ${formatSize(size)} match the manifest`]
-        : []),
-    ])
-    .join('\n')
 }
 
 export function rollbackText({

@@ -1,7 +1,7 @@
 // What a verify found, kept: damage beside the generation, which then counts no more; or that all of it was read back.
 
 import type { BadPlace } from './copy/check.ts'
-import { offsetOf } from './copy/verify.ts'
+import { offsetOf } from './copy/runs.ts'
 import { repairCurrent } from './store/current.ts'
 import { clearDamage, markDamaged } from './store/damage.ts'
 import { recordFullRead } from './store/full-read.ts'

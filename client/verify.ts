@@ -7,7 +7,7 @@ import { check, type BadPlace } from './copy/check.ts'
 import { storeFailure } from './copy/image.ts'
 import { isMediumError } from './copy/medium.ts'
 import type { Pool } from './copy/pool.ts'
-import { offsetOf } from './copy/verify.ts'
+import { offsetOf } from './copy/runs.ts'
 import { chunkCount } from './plan.ts'
 import type { Sound } from './store/generation.ts'
 import { imageName, manifestName } from './store/layout.ts'
@@ -46,18 +46,6 @@ export async function verifyGeneration(found: Sound, reader: Reader): Promise<Ve
   const disks: VerifiedDisk[] = []
   for (const disk of found.generation.disks) disks.push(await verifyDisk(found, disk, reader))
   return disks
-}
-
-/** Compares only the manifests of a generation with their digests. @throws Failure STANDBY_IO with the path */
-export function verifyManifests({ dir, generation }: Sound): Promise<VerifiedDisk[]> {
-  return Promise.all(
-    generation.disks.map(async disk => {
-      const manifest = await manifestProblem(path.join(dir, manifestName(disk)), disk)
-      const file = path.join(dir, imageName(disk))
-      const { target, size } = disk
-      return { target, file, size, bad: [], ...(manifest !== undefined && { manifest }) }
-    }),
-  )
 }
 
 /** @throws the signal's reason; Failure STANDBY_IO with the path */

@@ -36,16 +36,26 @@ export function formatDuration(milliseconds: number): string {
 
 const MAX_DURATION = 20 * 86400_000
 
-/** Config value `4h`, `90s`, `1d`; parsed to milliseconds. A bare number is refused: its unit would be a guess. */
-export const duration = z
+const MAX_AGE = 3650 * 86400_000
+
+const milliseconds = z
   .string()
   .regex(
     /^\d+(\.\d+)?\s*(ms|s|m|h|d|w)$/,
     'a duration is a number with ms, s, m, h, d or w, e.g. 4h',
   )
   .transform(text => ms(text as StringValue))
+
+/** Config value `4h`, `90s`, `1d`; parsed to milliseconds. A bare number is refused: its unit would be a guess. */
+export const duration = milliseconds
   // Node's timers end at 24.8 days, and a zero would mean "no limit" to some of them.
   .refine(value => value >= 1000 && value <= MAX_DURATION, 'a duration here is from 1s to 20d')
+
+/** As `duration`, for ages that no timer waits for. */
+export const age = milliseconds.refine(
+  value => value >= 1000 && value <= MAX_AGE,
+  'an age here is from 1s to 3650d',
+)
 
 /** Config value `20MiB`; parsed to bytes. */
 export const size = z

@@ -20,10 +20,10 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { createImage, openImage } from '../client/copy/image.ts'
 import { openPool } from '../client/copy/pool.ts'
-import { verify } from '../client/copy/verify.ts'
+import { allRuns, workOff } from '../client/copy/runs.ts'
 import { writer } from '../client/copy/writer.ts'
 import { freshness, isDue } from '../client/freshness.ts'
-import { CHUNK_SIZE, planPull, type Held, type Means } from '../client/plan.ts'
+import { CHUNK_SIZE, chunkCount, planPull, type Held, type Means } from '../client/plan.ts'
 import { repairCurrent } from '../client/store/current.ts'
 import { ofStore } from '../client/store/failure.ts'
 import { listGenerations, soundGenerations, type Generation } from '../client/store/generation.ts'
@@ -37,7 +37,6 @@ import { readState, writeState, type State } from '../client/store/state.ts'
 import { Failure } from '../shared/failures.ts'
 
 const never = new AbortController().signal
-const NO_PROGRESS = (): void => undefined
 
 async function emptyClone(t: Tap): Promise<Layout> {
   const dir = await mkdtemp(path.join(tmpdir(), 'nbd-clone-test-'))
@@ -184,7 +183,9 @@ t.test('verify names exactly the chunks that differ, are missing or have no dige
   await using pool = openPool(1)
   const check = async () => {
     await using image = await openImage(file, manifest)
-    return await verify(image, size, pool, never, NO_PROGRESS)
+    const { fd, direct, manifest: lines } = image
+    const job = { kind: 'check', size, fd, direct, manifest: lines } as const
+    return await workOff(allRuns(chunkCount(size)), () => job, file, { pool, signal: never })
   }
   t.strictSame(await check(), [], 'what coreutils made is good')
 

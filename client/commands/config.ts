@@ -35,11 +35,11 @@ export function configShow(config: StandbyConfig, domain: string | undefined): S
   })
 }
 
-const DURATIONS = new Set(['rpo', 'stall'])
+const DURATIONS = new Set(['rpo', 'stall', 'reverify'])
 
 function valueAt(values: Effective['values'], dotted: string): string {
   let value: unknown = values
   for (const key of dotted.split('.')) value = (value as Record<string, unknown>)[key]
-  if (DURATIONS.has(dotted)) return formatDuration(value as number)
+  if (DURATIONS.has(dotted) && typeof value === 'number') return formatDuration(value)
   return typeof value === 'string' ? value : JSON.stringify(value)
 }

@@ -1,45 +1,35 @@
-// clone verify: re-reads the images of one generation against their manifests and names what differs.
+// clone verify: re-reads generations against their manifests, names what differs, and repairs it when asked to.
 
-import { stat } from 'node:fs/promises'
-import path from 'node:path'
 import { Cleanup } from '../../shared/cleanup.ts'
-import { Failure, toFailure } from '../../shared/failures.ts'
+import { Failure, toFailure, worstExit } from '../../shared/failures.ts'
 import type { Watcher } from '../attempt.ts'
 import type { CloneConfig } from '../config/effective.ts'
-import { openImage, storeFailure } from '../copy/image.ts'
-import { openPool, type Pool } from '../copy/pool.ts'
-import { offsetOf, verify } from '../copy/verify.ts'
-import type { BadChunk } from '../copy/worker.ts'
+import { openPool } from '../copy/pool.ts'
 import { chunkCount } from '../plan.ts'
-import { repairCurrent } from '../store/current.ts'
-import { clearDamage, markDamaged } from '../store/damage.ts'
-import {
-  listGenerations,
-  soundGenerations,
-  type Generation,
-  type Sound,
-} from '../store/generation.ts'
+import { checkRepairable, repair, type Repaired } from '../repair.ts'
+import { chooseGeneration } from '../store/choose.ts'
+import { isSound, listGenerations, type Found, type Sound } from '../store/generation.ts'
 import { lockClone } from '../store/guard.ts'
-import { imageName, layoutOf, manifestName } from '../store/layout.ts'
-import { manifestDigest } from '../store/manifest.ts'
-import { readState } from '../store/state.ts'
+import { layoutOf } from '../store/layout.ts'
 import { recover } from '../store/undo.ts'
+import { keepVerdict } from '../verdict.ts'
+import { problemsOf, sizeOf, verifyGeneration, type VerifiedDisk } from '../verify.ts'
 
-export interface VerifiedDisk {
-  readonly target: string
-  readonly file: string
-  readonly size: number
-  readonly bad: readonly BadChunk[]
-  /** Set when the manifest itself is not what generation.json says. */
-  readonly manifest?: string
-  /** Set when the image is missing, or its length is not what generation.json says. */
-  readonly image?: string
-}
+export type { VerifiedDisk } from '../verify.ts'
+
+/** `repair`: as `bytes`, and what is bad is set right. */
+export type Manner = 'bytes' | 'repair'
+
 export interface Verified {
   readonly clone: string
   readonly id: string
   readonly disks: readonly VerifiedDisk[]
   readonly sound: boolean
+  /** Why its generation.json cannot be used; nothing of it was read then. */
+  readonly broken?: string
+  /** Generations that have bytes in the same bad places. */
+  readonly alsoDamaged?: readonly string[]
+  readonly repaired?: Repaired
   /** Why the result could not be recorded; unset when it was. */
   readonly unrecorded?: string
 }
@@ -47,134 +37,133 @@ export interface Verified {
 /**
  * Damage is recorded beside the generation, which then counts no more until a verify finds nothing wrong.
  * @param which a recovery point's id or a seq; the newest when undefined
- * @throws Failure USAGE, LOCKED, INTEGRITY for a broken generation.json
+ * @throws Failure USAGE, LOCKED, INTEGRITY for a broken generation.json; of a repair also UNSAFE, SPACE, STANDBY_IO
  */
 export async function verifyCommand(
   clone: CloneConfig,
   which: string | undefined,
   signal: AbortSignal,
   watcher: Watcher,
+  manner: Manner = 'bytes',
 ): Promise<Verified> {
-  await using cleanup = new Cleanup()
-  cleanup.defer(() => watcher.done())
-  await chosen(clone, which)
-  cleanup.defer(lockClone(layoutOf(clone.dir), 'verify'))
-  await recover(layoutOf(clone.dir), signal)
-  // Chosen again: before the lock a pull may have published or pruned.
-  const found = await chosen(clone, which)
-  const { id, generation } = found
-  const pool = openPool(generation.disks.reduce((sum, { size }) => sum + chunkCount(size), 0))
-  cleanup.defer(() => pool[Symbol.asyncDispose]())
-
-  watcher.phase(
-    'verify',
-    generation.disks.reduce((sum, { size }) => sum + size, 0),
-  )
-  const disks: VerifiedDisk[] = []
-  for (const disk of generation.disks)
-    disks.push(await verifyDisk(found, disk, pool, signal, watcher))
-  const problems = disks.flatMap(problemsOf)
-  const unrecorded = await record(clone, found, problems).then(
-    () => undefined,
-    (error: unknown) => toFailure(error).message,
-  )
-  return {
-    clone: clone.name,
-    id,
-    disks,
-    sound: problems.length === 0,
-    ...(unrecorded !== undefined && { unrecorded }),
-  }
+  const choose = (found: readonly Found[]): Sound[] => [chooseGeneration(clone.name, found, which)]
+  const [verified] = await verifyThose(clone, choose, signal, watcher, manner)
+  if (!verified) throw new Error('nothing was chosen')
+  return verified
 }
 
-async function verifyDisk(
-  { dir }: Sound,
-  disk: Generation['disks'][number],
-  pool: Pool,
+/** Every generation of a clone, oldest first, one after the other. @throws as verifyCommand; never for a broken one */
+export function verifyAll(
+  clone: CloneConfig,
   signal: AbortSignal,
   watcher: Watcher,
-): Promise<VerifiedDisk> {
-  const { target, size } = disk
-  const file = path.join(dir, imageName(disk))
-  const manifestFile = path.join(dir, manifestName(disk))
-  const length = await lengthOf(file)
-  const manifest = await manifestProblem(manifestFile, disk)
-  const missing = length === undefined || (await lengthOf(manifestFile)) === undefined
-  const bad = missing ? [] : await readDisk()
-  const image =
-    length === undefined
-      ? `${file}: missing`
-      : length === size
-        ? undefined
-        : `${file}: ${length} bytes, but generation.json says ${size}`
-  return {
-    ...{ target, file, size, bad },
-    ...(manifest !== undefined && { manifest }),
-    ...(image !== undefined && { image }),
-  }
-
-  async function readDisk(): Promise<BadChunk[]> {
-    await using image = await openImage(file, manifestFile)
-    return await verify(image, size, pool, signal, bytes => watcher.progress(bytes))
-  }
+  manner: Manner = 'bytes',
+): Promise<Verified[]> {
+  return verifyThose(clone, found => found, signal, watcher, manner)
 }
 
-/** Bytes of a file; undefined when it does not exist. @throws Failure STANDBY_IO with the path */
-async function lengthOf(file: string): Promise<number | undefined> {
-  try {
-    return (await stat(file)).size
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
-    throw storeFailure(file, error)
-  }
-}
-
-/** @throws Failure STANDBY_IO with the path */
-async function manifestProblem(
-  file: string,
-  disk: { size: number; digest: string },
-): Promise<string | undefined> {
-  try {
-    if ((await manifestDigest(file, chunkCount(disk.size))) === disk.digest) return undefined
-    return `${file}: not the manifest that generation.json names`
-  } catch (error) {
-    if (error instanceof Failure) return error.message
-    const { code } = error as NodeJS.ErrnoException
-    if (code === 'ENOENT') return `${file}: missing`
-    if (code === 'EIO') return `${file}: unreadable`
-    throw storeFailure(file, error)
-  }
-}
-
-/** What is wrong with a disk, each in a few words. */
-function problemsOf({ target, bad, manifest, image }: VerifiedDisk): string[] {
-  const [first] = bad
-  const chunks = first && `${target}: ${bad.length} bad chunks, the first is ${offsetOf(first)}`
-  return [manifest, image, chunks].filter(problem => problem !== undefined)
-}
-
-/** Keeps the result beside the generation, and moves `current` off a damaged one. */
-async function record(clone: CloneConfig, found: Sound, problems: string[]): Promise<void> {
-  if (problems.length > 0) await markDamaged(found.dir, problems)
-  else if (found.damaged !== undefined) await clearDamage(found.dir)
-  else return
+async function verifyThose(
+  clone: CloneConfig,
+  choose: (found: readonly Found[]) => readonly Found[],
+  signal: AbortSignal,
+  watcher: Watcher,
+  manner: Manner,
+): Promise<Verified[]> {
+  await using cleanup = new Cleanup()
+  cleanup.defer(() => watcher.done())
+  // Without a lock first, so that a wrong name makes no folder.
+  if (choose(await listGenerations(clone.dir)).length === 0) return []
   const layout = layoutOf(clone.dir)
-  await repairCurrent(layout, await readState(layout), await soundGenerations(clone.dir))
+  cleanup.defer(lockClone(layout, 'verify'))
+  await recover(layout, signal)
+  // Chosen again: before the lock a pull may have published or pruned.
+  const found = await listGenerations(clone.dir)
+  const chosen = choose(found)
+  if (manner === 'repair') await checkRepairable(layout, found.filter(isSound))
+  const results: Verified[] = []
+  for (const one of chosen) {
+    const { id, broken } = one
+    if (one.generation) results.push(await bytesOf(one))
+    else results.push({ clone: clone.name, id, disks: [], sound: false, broken: broken ?? '' })
+  }
+  return results
+
+  async function bytesOf(one: Sound): Promise<Verified> {
+    // Listed anew: verifying the one before may have found others damaged, or healed them.
+    const generations = (await listGenerations(clone.dir)).filter(isSound)
+    const now = generations.find(({ id }) => id === one.id) ?? one
+    const chunks = now.generation.disks.reduce((sum, { size }) => sum + chunkCount(size), 0)
+    await using pool = openPool(chunks)
+    watcher.phase('verify', sizeOf(now))
+    const onProgress = (bytes: number): void => watcher.progress(bytes)
+    const reader = { generations, pool, signal, onProgress }
+    const disks = await verifyGeneration(now, reader)
+    const result = { clone: clone.name, id: now.id, disks }
+    const first = await kept(generations, now, disks)
+    if (first.sound || manner !== 'repair') return { ...result, ...first }
+
+    const marked = (await listGenerations(clone.dir)).filter(isSound)
+    const again = marked.find(({ id }) => id === now.id) ?? now
+    const tell = {
+      again: (bytes: number) => watcher.phase('verify', bytes),
+      note: (text: string) => watcher.note?.(text),
+    }
+    const mended = await repair(
+      clone,
+      layout,
+      again,
+      disks,
+      { ...reader, generations: marked },
+      tell,
+    )
+    const verdict = await kept(marked, again, mended.disks)
+    return { ...result, ...mended, ...verdict }
+  }
+
+  async function kept(
+    generations: readonly Sound[],
+    one: Sound,
+    disks: readonly VerifiedDisk[],
+  ): Promise<Pick<Verified, 'sound' | 'alsoDamaged' | 'unrecorded'>> {
+    let alsoDamaged: readonly string[] = []
+    const unrecorded = await recorded(async () => {
+      alsoDamaged = (await keepVerdict(layout, generations, one, disks)).alsoDamaged
+    })
+    const sound = disks.flatMap(problemsOf).length === 0
+    return { sound, ...(alsoDamaged.length > 0 && { alsoDamaged }), ...unrecorded }
+  }
 }
 
-async function chosen(clone: CloneConfig, which: string | undefined): Promise<Sound> {
-  const found = await listGenerations(clone.dir)
-  const match =
-    which === undefined
-      ? found.filter(one => one.generation).at(-1)
-      : found.find(one => one.id === which || String(one.generation?.seq) === which)
-  if (match?.generation) return match
-  if (match) throw new Failure('INTEGRITY', `generation ${match.id} is broken: ${match.broken}`)
-  throw new Failure(
-    'USAGE',
-    which === undefined
-      ? `${clone.name} has no generation to verify`
-      : `${clone.name} has no generation ${which}`,
-    { remedy: `see: clone list ${clone.name}` },
-  )
+/** @returns why something could not be recorded */
+async function recorded(record: () => Promise<void>): Promise<Pick<Verified, 'unrecorded'>> {
+  try {
+    await record()
+    return {}
+  } catch (error) {
+    return { unrecorded: toFailure(error).message }
+  }
 }
+
+/** What went wrong with one generation, each with the next command to type. */
+export function failuresOf({ clone, id, sound, unrecorded, repaired }: Verified): Failure[] {
+  const failures: Failure[] = []
+  if (repaired?.failure) failures.push(repaired.failure)
+  if (unrecorded !== undefined)
+    failures.push(
+      new Failure(
+        'STANDBY_IO',
+        `what was found of generation ${id} could not be recorded: ${unrecorded}`,
+      ),
+    )
+  if (!sound) {
+    const remedy = repaired
+      ? `pull again: clone pull ${clone}; older generations: clone list ${clone}`
+      : `repair it: clone verify --repair ${clone} ${id}; or pull again: clone pull ${clone}`
+    failures.push(new Failure('INTEGRITY', `generation ${id} is damaged`, { remedy }))
+  }
+  return failures
+}
+
+/** The worst of all that went wrong decides. */
+export const exitOf = (results: readonly Verified[]): number =>
+  worstExit(results.flatMap(failuresOf).map(({ exit }) => exit))

@@ -18,6 +18,7 @@ const BUILT_IN = {
   generations: 'auto',
   verify: 'readback',
   stall: 60_000,
+  reverify: 7 * 24 * HOUR,
 }
 
 /** Everything a command needs to know about one clone. */
@@ -37,6 +38,8 @@ export interface CloneConfig {
   readonly generations: Method | 'auto'
   /** What must agree before a generation is published: its medium, or the source's digests besides. */
   readonly verify: 'readback' | 'source'
+  /** How old the last full read-back may be, milliseconds; undefined when none is scheduled. */
+  readonly reverifyMs: number | undefined
   readonly excluded: ReadonlySet<string>
 }
 
@@ -54,6 +57,7 @@ const effective = z.object({
   generations: z.enum(['auto', 'reflink', 'in-place', 'copy']),
   verify: z.enum(['readback', 'source']),
   stall: z.number(),
+  reverify: z.union([z.literal('off'), z.number()]),
   disks: z.record(z.string(), z.object({ exclude: z.boolean().optional() })).default({}),
 })
 
@@ -94,6 +98,7 @@ export function cloneConfig(config: StandbyConfig, clone: string): CloneConfig {
     stallMs: values.stall,
     generations: values.generations,
     verify: values.verify,
+    reverifyMs: values.reverify === 'off' ? undefined : values.reverify,
     excluded: new Set(disks.filter(([, disk]) => disk.exclude).map(([target]) => target)),
   }
 }

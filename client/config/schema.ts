@@ -2,7 +2,7 @@
 
 import { z } from 'zod'
 import { isName, NAME_RULE } from '../../shared/names.ts'
-import { duration } from '../../shared/quantities.ts'
+import { age, duration } from '../../shared/quantities.ts'
 
 const name = z.string().refine(isName, NAME_RULE)
 const absolutePath = z.string().regex(/^\/[^\0]*$/, 'must be an absolute path')
@@ -89,6 +89,7 @@ const settings = {
     .optional(),
   generations: z.enum(['auto', 'reflink', 'in-place', 'copy']).optional(),
   verify: z.enum(['readback', 'source']).optional(),
+  reverify: z.union([z.literal('off'), age], 'off, or an age, e.g. 7d').optional(),
   stall: duration.optional(),
 }
 const layer = z.strictObject(settings)

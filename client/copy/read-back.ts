@@ -2,9 +2,8 @@
 
 import { Failure } from '../../shared/failures.ts'
 import type { CopyDisk } from './copy.ts'
-import { BATCH, workOff, type Through } from './runs.ts'
 import { mustPassCache } from './medium.ts'
-import { offsetOf } from './verify.ts'
+import { BATCH, offsetOf, workOff, type Through } from './runs.ts'
 
 /** Verifies the chunks just written, which are synced. @throws Failure INTEGRITY naming the first bad chunk */
 export async function readBack(

@@ -62,3 +62,8 @@ export function* allRuns(chunks: number): Generator<Run> {
   for (let chunk = 0; chunk < chunks; chunk += BATCH)
     yield { chunk, count: Math.min(BATCH, chunks - chunk) }
 }
+
+/** A bad chunk as people look for it: number and byte offset. */
+export function offsetOf({ chunk }: BadChunk): string {
+  return `chunk ${chunk} (byte ${chunk * CHUNK_SIZE})`
+}

@@ -3,8 +3,7 @@
 
 import { Failure } from '../../shared/failures.ts'
 import { openPool } from '../copy/pool.ts'
-import { allRuns, workOff } from '../copy/runs.ts'
-import { offsetOf } from '../copy/verify.ts'
+import { offsetOf, allRuns, workOff } from '../copy/runs.ts'
 import { CHUNK_SIZE, chunkCount } from '../plan.ts'
 import { claimReason } from './claims.ts'
 import { repairCurrent } from './current.ts'
