@@ -83,8 +83,9 @@ export async function repair(
     if (!before) continue
     const changed = await mendFiles(found, disk, before, reader)
     files.push(...changed)
-    const { bad } = changed.length > 0 ? await verifyDisk(found, disk, reader) : before
-    if (bad.length === 0) continue
+    const { bad, manifest } = changed.length > 0 ? await verifyDisk(found, disk, reader) : before
+    // A manifest that is not the right one could be that of other bytes, and would have them written over good ones.
+    if (bad.length === 0 || manifest !== undefined) continue
     await using view = await viewOf(generations, found, disk)
     wanted.push(...wantedOf(view, bad))
   }
@@ -122,12 +123,17 @@ function stillBad(
   { lost, failure }: Fetched,
 ): Repaired['lost'] {
   const [known, reasons] = [keysOf(wanted), keysOf(lost)]
-  return after.flatMap(({ target, bad }) =>
+  return after.flatMap(({ target, bad, manifest }) =>
     bad.map(place => {
       const key = keyOf({ target, chunk: place.chunk })
-      const reason = !known.has(key)
-        ? 'it went bad meanwhile'
-        : (reasons.get(key)?.reason ?? failure?.message ?? 'it was written, and reads differently')
+      const reason =
+        manifest !== undefined
+          ? 'its manifest is not the right one, so nothing tells what it must be'
+          : !known.has(key)
+            ? 'it went bad meanwhile'
+            : (reasons.get(key)?.reason ??
+              failure?.message ??
+              'it was written, and reads differently')
       return { ...place, target, digest: known.get(key)?.digest ?? '', reason }
     }),
   )

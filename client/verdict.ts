@@ -50,7 +50,9 @@ async function markSharers(
   for (const other of generations) {
     if (other.id === found.id || other.damaged !== undefined) continue
     const shared: string[] = []
-    for (const { target, bad } of disks) {
+    for (const { target, bad, manifest } of disks) {
+      // Lines that are not the right ones say nothing of the bytes.
+      if (manifest !== undefined) continue
       const [first] = await sharedPlaces(generations, other, target, bad)
       if (first) shared.push(`${target}: ${offsetOf(first)} of ${first.file}`)
     }
