@@ -32,7 +32,7 @@ import {
 } from './transport.ts'
 
 export type { NbdConnection } from './connection.ts'
-export { NbdError, NBD_FAULTS, type NbdFault } from './faults.ts'
+export { isTransportLoss, NbdError, NBD_FAULTS, type NbdFault } from './faults.ts'
 export type { ExportInfo } from './haggle.ts'
 export type { NbdExtent } from './replies.ts'
 export type { NbdAddress, NbdTls } from './transport.ts'

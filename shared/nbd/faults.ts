@@ -108,6 +108,9 @@ export const NBD_FAULTS = {
 
 export type NbdFault = keyof typeof NBD_FAULTS
 
+/** What a broken network or a server that died looks like; all others are a peer's answer, or its lie. */
+const TRANSPORT: readonly NbdFault[] = ['CONNECT', 'HANDSHAKE_TIMEOUT', 'STALL', 'LOST']
+
 export interface NbdErrorFacts {
   readonly cause?: unknown
   /** `NBD_REP_ERR_POLICY` and its like: why an option was refused. */
@@ -132,4 +135,9 @@ export class NbdError extends Failure {
     this.errno = facts.errno
     this.serverText = facts.serverText
   }
+}
+
+/** Whether the connection was lost on the way, so that another one to the same export may give what this one did not. */
+export function isTransportLoss(error: unknown): boolean {
+  return error instanceof NbdError && TRANSPORT.includes(error.fault)
 }
