@@ -4,6 +4,7 @@ import { toFailure } from '../shared/failures.ts'
 import type { Log } from '../shared/log.ts'
 import type { Copied } from './copy/copy.ts'
 import type { DiskPlan } from './plan.ts'
+import type { OnRetry } from './source/back-off.ts'
 import { appendHistory } from './store/history.ts'
 import type { Layout } from './store/layout.ts'
 import type { Method } from './store/method.ts'
@@ -34,6 +35,8 @@ export interface Attempt {
   method?: Method
   verify?: 'readback' | 'source'
   readonly seconds: Record<string, number>
+  /** Tries to get a lost connection back. */
+  reconnects: number
   plan?: readonly DiskPlan[]
   session?: string
   /** What is staged may be of use for the next pull. */
@@ -41,8 +44,6 @@ export interface Attempt {
   recoveryPoint?: string
   /** Disks that are not pulled, and why. */
   omitted?: readonly { readonly target: string; readonly reason: string }[]
-  /** Connections lost and made again within the session. */
-  reconnects?: number
   /** Set once the generation exists. */
   seq?: number
 }
@@ -52,6 +53,15 @@ export function newAttempt(): Attempt {
     began: new Date(),
     bytes: { read: 0, written: 0, changed: 0, hashed: 0, reused: 0 },
     seconds: {},
+    reconnects: 0,
+  }
+}
+
+/** Counts and logs each try to get a lost connection back. */
+export function retriesOf(attempt: Attempt, log: Log): OnRetry {
+  return retry => {
+    attempt.reconnects++
+    log.warn({ session: attempt.session, ...retry }, 'connection lost, trying to get it back')
   }
 }
 

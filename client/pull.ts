@@ -7,7 +7,14 @@ import { Cleanup } from '../shared/cleanup.ts'
 import { Failure, toFailure } from '../shared/failures.ts'
 import type { Log } from '../shared/log.ts'
 import type { NbdConnection } from '../shared/nbd/client.ts'
-import { newAttempt, recordAttempt, timed, type Attempt, type Watcher } from './attempt.ts'
+import {
+  newAttempt,
+  recordAttempt,
+  retriesOf,
+  timed,
+  type Attempt,
+  type Watcher,
+} from './attempt.ts'
 import type { CloneConfig } from './config/effective.ts'
 import { copy } from './copy/copy.ts'
 import { openDisks } from './copy/disks.ts'
@@ -16,17 +23,18 @@ import { openPool } from './copy/pool.ts'
 import { readBack } from './copy/read-back.ts'
 import { chunkCount, planPull, sizeOf, type DiskPlan } from './plan.ts'
 import { sourceDigests } from './source/digests.ts'
-import { openGate, type Gate } from './source/gate.ts'
+import { openGate } from './source/gate.ts'
+import { lastingDisk } from './source/reconnect.ts'
+import { acknowledge, giveUp, release } from './source/release.ts'
 import {
   checkSession,
   connectOrExplain,
   explainLoss,
   greet,
-  mergeOutcome,
-  release,
   wantedDisks,
   type Wanted,
 } from './source/session.ts'
+import { stopAfter } from './stop-after.ts'
 import { repairCurrent } from './store/current.ts'
 import { describeGeneration, digestsOf, levelOf } from './store/describe.ts'
 import { clearStaging, stagedFailure, tidyStaging } from './store/donor.ts'
@@ -56,6 +64,8 @@ export interface PullOptions {
   /** Read and write every byte, whatever the clone has. */
   readonly full: boolean
   readonly signal: AbortSignal
+  /** Milliseconds until a pull that has not read everything stops; undefined: as long as it takes. */
+  readonly maxDurationMs?: number | undefined
   readonly log: Log
   readonly watcher: Watcher
 }
@@ -108,7 +118,7 @@ async function pullLocked(
   clone: CloneConfig,
   layout: Layout,
   attempt: Attempt,
-  { adopt, full, signal: stopped, log: parentLog, watcher }: PullOptions,
+  { adopt, full, signal: stopped, maxDurationMs, log: parentLog, watcher }: PullOptions,
 ): Promise<Omit<Pulled, 'pruned'>> {
   await using cleanup = new Cleanup()
   cleanup.defer(() => watcher.done())
@@ -117,6 +127,9 @@ async function pullLocked(
   const signal = AbortSignal.any([stopped, over.signal])
   // Each disk's connection listens; with more than ten, Node would print a warning.
   setMaxListeners(0, signal)
+  const liftLimit = stopAfter(over, maxDurationMs)
+  cleanup.defer(liftLimit)
+  const onRetry = retriesOf(attempt, log)
 
   // 1. May this clone be written?
   await recover(layout, stopped)
@@ -168,9 +181,9 @@ async function pullLocked(
   )
   attempt.session = session
   const released = cleanup.defer(() => giveUp(gate, token))
-  const endLease = gate.keepLease(token, reason => over.abort(reason))
+  const onLost = (reason: Failure): void => over.abort(reason)
+  const endLease = gate.keepLease({ token, signal, onRetry, onLost })
   cleanup.defer(endLease)
-
   const connections = new Map<string, NbdConnection>()
   cleanup.defer(() => connections.forEach(connection => connection.destroy()))
   const { info, disks } = await timed(attempt, log, 'freeze', async () => {
@@ -192,8 +205,13 @@ async function pullLocked(
   const staging = await nameStaging(layout, id)
   attempt.reusable = digests
   watcher.phase('copy', sizeOf(plan))
+  const frozen = { gate, clone, token, recoveryPoint: id, signal, onRetry }
+  const lasting = new Map(
+    [...connections].map(([target, first]) => [target, lastingDisk(first, target, frozen)]),
+  )
+  cleanup.defer(() => lasting.forEach(connection => connection.destroy()))
   const origin = {
-    connections,
+    connections: lasting,
     digests: ({ target, size }: DiskPlan) => sourceDigests(gate, token, target, size, signal),
   }
   const progress = (bytes: number): void => watcher.progress(bytes)
@@ -205,8 +223,11 @@ async function pullLocked(
   ).catch((error: unknown) => explainLoss(gate, token, error, signal))
 
   // 5. Release: the source merges while we go on. An error here means that nothing is published.
+  liftLimit()
   await timed(attempt, log, 'release', async () => {
-    await Promise.all([...connections.values()].map(connection => connection.disconnect()))
+    // Without gate and connections the source would take us for dead: a lost gate must be back before they go.
+    await gate.call('session.renew', { token }, { signal })
+    await Promise.all([...lasting.values()].map(connection => connection.disconnect()))
     endLease()
     await release(gate, token, id, signal)
     released()
@@ -242,34 +263,15 @@ async function pullLocked(
     return dir
   })
   watcher.done()
-  const outcome = await timed(attempt, log, 'merge', async () => {
-    // Told at the end only: whether the source merged weighs more than whether it took the word.
-    const acknowledged = gate
-      .call('acknowledge', { domain: clone.domain, recoveryPoint: id }, { signal })
-      .then(
-        () => undefined,
-        (error: unknown) => toFailure(error),
-      )
-    const outcome = await mergeOutcome(gate, token, signal, () =>
-      watcher.note?.(
-        `${clone.name}: waiting for the source to merge; Ctrl-C ends only the waiting`,
-      ),
-    )
-    const refused = await acknowledged
-    if (refused) throw refused
-    return outcome
-  }).catch((error: unknown) => {
+  const outcome = await timed(attempt, log, 'merge', () =>
+    acknowledge(gate, { clone: clone.name, domain: clone.domain, token, id }, signal, watcher),
+  ).catch((error: unknown) => {
     throw withGeneration(error, id)
   })
 
   const { bytes, seconds } = attempt
   const { omitted } = wanted
   return { recoveryPoint: id, seq, dir, session, plan, omitted, bytes, seconds, source: outcome }
-}
-
-/** Lets a session go that came to nothing, so that the source merges at once instead of when the lease lapses. */
-async function giveUp(gate: Gate, token: string): Promise<void> {
-  await gate.call('session.release', { token }, { timeoutMs: 3_000 }).catch(() => undefined)
 }
 
 async function publishWhole(layout: Layout, id: string, next: State): Promise<string> {

@@ -123,6 +123,7 @@ t.test('a pull publishes a verified generation that coreutils can check', async 
     'describe',
     'session.open',
     'session.info',
+    'session.renew',
     'session.info',
     'session.release',
     'acknowledge',

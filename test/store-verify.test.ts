@@ -383,17 +383,6 @@ t.test('a clone that is in use or has been failed over is not repaired', async t
   t.match(await verifyOf(clone, undefined, 'repair'), { sound: true })
 })
 
-t.test('manifests alone are compared without reading an image', async t => {
-  const clone = await aClone(t)
-  await flip(imageOf(clone.second), 0)
-  t.match(await verifyAll(clone.config, never, NOBODY, 'manifests'), [{ sound: true }, {}])
-  await flip(path.join(clone.first.dir, 'vda.manifest'), 0)
-  const [first, second] = await verifyAll(clone.config, never, NOBODY, 'manifests')
-  t.match(first, { sound: false, disks: [{ manifest: /not the manifest/ }] })
-  t.match(second, { sound: true })
-  t.match(damageIn(clone.first), /not the manifest/)
-})
-
 t.test('a full read-back is due when none was for so long', async t => {
   const clone = await aClone(t)
   const DAY = 86_400_000

@@ -1,18 +1,18 @@
 // The copy: every chunk that the plan wants is received straight into a slot, hashed there by a worker thread, and written
 // from it where it differs from what the image holds already.
 
-import type { NbdConnection } from '../../shared/nbd/client.ts'
 import { Failure } from '../../shared/failures.ts'
 import { CHUNK_SIZE, chunkLength, type DiskPlan } from '../plan.ts'
 import type { Donor } from '../store/donor.ts'
 import type { ChunkSet } from './chunk-set.ts'
+import type { DiskConnection } from '../source/lasting.ts'
 import { storeFailure, type OpenImage } from './image.ts'
 import type { Pool } from './pool.ts'
 import type { Wanted } from './wanted.ts'
 
 export interface CopyDisk {
   readonly plan: DiskPlan
-  readonly connection: Pick<NbdConnection, 'read' | 'destroy'>
+  readonly connection: DiskConnection
   readonly image: OpenImage
   /** The chunks to get, in turn; every slot takes the next. */
   readonly wanted: AsyncIterator<Wanted>

@@ -8,7 +8,8 @@ import { checkBinding } from '../store/guard.ts'
 import type { Layout } from '../store/layout.ts'
 import type { State } from '../store/state.ts'
 import { openGate } from './gate.ts'
-import { checkSession, connectOrExplain, explainLoss, greet, mergeOutcome } from './session.ts'
+import { mergeOutcome } from './release.ts'
+import { checkSession, connectOrExplain, explainLoss, greet } from './session.ts'
 
 /** What the source has of the disks asked for: a connection, or why there is none. */
 export type SourceDisks = ReadonlyMap<string, NbdConnection | string>
@@ -61,7 +62,11 @@ export async function withSession(
   const letGo = (): Promise<unknown> =>
     gate.call('session.release', { token }, { timeoutMs: 3_000 }).catch(() => undefined)
   const released = cleanup.defer(letGo)
-  const endLease = gate.keepLease(token, reason => over.abort(reason))
+  const endLease = gate.keepLease({
+    ...{ token, signal },
+    onRetry: () => undefined,
+    onLost: reason => over.abort(reason),
+  })
   cleanup.defer(endLease)
   const connections = new Map<string, NbdConnection>()
   cleanup.defer(() => connections.forEach(connection => connection.destroy()))

@@ -1,31 +1,44 @@
-// The gate as the standby sees it: one child that speaks JSON-RPC on its stdio, a heartbeat, and typed calls.
+// The gate as the standby sees it: typed calls, the heartbeat of a lease, and another child when one dies under it.
 
-import { spawn, type ChildProcess } from 'node:child_process'
-import { once } from 'node:events'
-import { setTimeout as sleep } from 'node:timers/promises'
-import { ResponseError } from 'vscode-jsonrpc/node.js'
-import { Failure, isFailureCode } from '../../shared/failures.ts'
-import {
-  GATE,
-  SESSION_ENDED,
-  sessionEnded,
-  type GateMethod,
-  type GateParams,
-  type GateResult,
-} from '../../shared/gate.ts'
-import { responseToFailure, rpcConnection } from '../../shared/rpc.ts'
-import type { Source } from '../config/schema.ts'
-import { gateCommand } from './gate-command.ts'
+import { Failure, isFailureCode, toFailure } from '../../shared/failures.ts'
+import type { GateMethod, GateParams, GateResult } from '../../shared/gate.ts'
+import { backOff, type OnRetry } from './back-off.ts'
+import { openLink, orAborted, type Ended, type GateLink, type NamedSource } from './gate-link.ts'
 
 /** The lease is renewed every 10 s and lapses after 30 s. */
 const HEARTBEAT_MS = 10_000
+const LAPSE_MS = 30_000
+/** Once the session is released no lease waits: so long a source may be away until its word on the merge is given up. */
+const OUTAGE_MS = 60_000
 /** session.open may wait 120 s for a running merge; a gate that is silent for longer than this is gone. */
 const ANSWER_MS = 150_000
-const GRACE_MS = 3_000
+/** Asking again does no harm. Whether a release took effect must be asked by other means; an open is never repeated. */
+const REPEATABLE: ReadonlySet<GateMethod> = new Set<GateMethod>([
+  'hello',
+  'describe',
+  'session.renew',
+  'session.info',
+  'acknowledge',
+  'digests',
+  'outcome',
+])
+
+/** A lease that is to be kept, and with it the gate. */
+export interface KeptLease {
+  readonly token: string
+  /** When it fires, a gate that is lost stays lost. */
+  readonly signal: AbortSignal
+  /** The lease is over, or the gate was lost for good; called at most once. */
+  readonly onLost: (reason: Failure) => void
+  /** Called when a try to reach the source again begins. */
+  readonly onRetry: OnRetry
+}
 
 export interface Gate extends AsyncDisposable {
   /**
-   * Asks the source. @throws Failure with the source's code; TRANSFER when it answers nonsense; SOURCE_UNREACHABLE
+   * Asks the source. While a lease is kept, and after, a call waits for a lost gate to come back, and is repeated if it
+   * was under way and can do no harm; `session.release` fails then.
+   * @throws Failure with the source's code; TRANSFER when it answers nonsense; SOURCE_UNREACHABLE
    * when it is gone or silent; the signal's reason when that fires first
    */
   call<M extends GateMethod>(
@@ -33,197 +46,153 @@ export interface Gate extends AsyncDisposable {
     params: GateParams<M>,
     options?: { signal?: AbortSignal | undefined; timeoutMs?: number },
   ): Promise<GateResult<M>>
-  /** Renews the lease every 10 s until the returned function is called; its loss is told by `onLost`. */
-  keepLease(token: string, onLost: (reason: Failure) => void): () => void
+  /**
+   * Renews the one lease of this gate every 10 s until the returned function is called. From now on a gate that dies is
+   * replaced: until the lease would lapse at the source, or for 60 s when it is kept no more.
+   */
+  keepLease(lease: KeptLease): () => void
+}
+
+/** @property renewedAt by performance.now() */
+interface Kept extends KeptLease {
+  isKept: boolean
+  renewedAt: number
 }
 
 /** Starts a source's gate. The child is ended by disposing. @throws Failure SOURCE_UNREACHABLE */
-export async function openGate(source: Source & { readonly name: string }): Promise<Gate> {
-  const [file, ...args] = gateCommand(source)
-  // A process group of its own, so that Ctrl-C reaches us alone and the session can still be released.
-  const child = spawn(file ?? '', args, { stdio: ['pipe', 'pipe', 'pipe'], detached: true })
+export async function openGate(source: NamedSource): Promise<Gate> {
   const where = `source ${source.name}`
-  const lastWords = keepReason(child)
-  try {
-    await once(child, 'spawn')
-  } catch (error) {
-    throw new Failure('SOURCE_UNREACHABLE', `${where}: cannot start its gate: ${String(error)}`, {
-      cause: error,
-    })
+  const closed = new AbortController()
+  let link = await openLink(source, ended)
+  let coming: Promise<GateLink> | undefined
+  /** What was said and heard when the source was greeted: every later child must come from the same one. */
+  let greeting: { params: GateParams<'hello'>; hostId: string } | undefined
+  let kept: Kept | undefined
+
+  /** What becomes of a lease that is let go is no loss. */
+  function tell(reason: Failure): void {
+    if (kept?.isKept !== true) return
+    kept.isKept = false
+    kept.onLost(reason)
   }
 
-  // A kill that fails must not end the program.
-  child.on('error', () => undefined)
-  const lost = new AbortController()
-  const rpc = rpcConnection(child.stdout, child.stdin)
-  const gone = (detail: string): void =>
-    lost.abort(new Failure('SOURCE_UNREACHABLE', `${where}: its gate is gone: ${detail}`))
-  child.once('close', (code, signal) =>
-    gone(harmless(lastWords()) || `it ended with ${signal ?? `exit status ${String(code)}`}`),
-  )
-  rpc.onError(([error]) => {
-    // A broken pipe is followed by the child's end, which knows the reason.
-    if (!('syscall' in error)) gone(error.message)
-  })
-  // A closed stream is followed by the child's end, which knows the reason; a child that stays is ended.
-  rpc.onClose(() => child.kill('SIGTERM'))
-
-  const leases = new Map<string, (reason: Failure) => void>()
-  rpc.onNotification(SESSION_ENDED, (message: unknown) => {
-    const ended = sessionEnded.safeParse(message)
-    if (!ended.success) return
-    const { token, code: given, reason, remedy } = harmless(ended.data)
+  function ended({ token, code: given, reason, remedy }: Ended): void {
     const code = isFailureCode(given) ? given : 'TRANSFER'
-    leases.get(token)?.(
-      new Failure(code, `${where}: the session ended under the pull: ${reason}`, { remedy }),
-    )
-  })
-  rpc.listen()
+    if (token === kept?.token)
+      tell(new Failure(code, `${where}: the session ended under the pull: ${reason}`, { remedy }))
+  }
 
-  const ask = async (method: GateMethod, params: object): Promise<unknown> => {
+  /** The child to ask: the present one, or the one that replaces it. */
+  async function current(): Promise<GateLink> {
+    if (!link.lost.aborted) return link
+    const stays = closed.signal.aborted || kept?.signal.aborted === true || link.isNonsense()
+    if (!kept || stays) throw link.lost.reason
+    return (coming ??= reopen(link, kept))
+  }
+
+  /** A failure stays: every later call is told the same. */
+  async function reopen(old: GateLink, { signal, onRetry, ...lease }: Kept): Promise<GateLink> {
+    const deadline = lease.isKept ? lease.renewedAt + LAPSE_MS : performance.now() + OUTAGE_MS
+    const retries = backOff('gate', AbortSignal.any([signal, closed.signal]), onRetry)
+    await old[Symbol.asyncDispose]()
+    link = await retries.again(old.lost.reason as Failure, deadline, greetAgain)
+    coming = undefined
+    follow(link)
+    return link
+  }
+
+  /** Another child, to the same source, that has the lease. */
+  async function greetAgain(signal: AbortSignal): Promise<GateLink> {
+    const next = await openLink(source, ended)
     try {
-      return await rpc.sendRequest<unknown>(method, params)
+      if (greeting) {
+        const params = { ...greeting.params, clockMs: Date.now() }
+        const { hostId } = await next.call('hello', params, signal)
+        if (hostId !== greeting.hostId)
+          throw new Failure(
+            'UNSAFE',
+            `${where} is another host now: ${hostId}, it was ${greeting.hostId}`,
+            { remedy: 'check what its name and address lead to' },
+          )
+      }
+      if (kept?.isKept === true)
+        await renewed(token => next.call('session.renew', { token }, signal))
+      return next
     } catch (error) {
-      // A connection that closed is followed by the child's end, whose last words say more.
-      if (!(error instanceof ResponseError)) await aborted(lost.signal, GRACE_MS)
-      lost.signal.throwIfAborted()
-      const { code, message, remedy } = responseToFailure(error, 'SOURCE_UNREACHABLE')
-      throw new Failure(code, harmless(message), { cause: error, remedy: harmless(remedy) })
+      next.abandon()
+      await next[Symbol.asyncDispose]()
+      throw error
     }
   }
 
+  /** Notes when a renewal was sent: the source counts from when it hears it, which is later. */
+  async function renewed(renew: (token: string) => Promise<unknown>): Promise<void> {
+    if (!kept) return
+    const lease = kept
+    const sentAt = performance.now()
+    await renew(lease.token)
+    lease.renewedAt = Math.max(lease.renewedAt, sentAt)
+  }
+
+  /** A lease needs its gate at once, not only when the next call does. */
+  function follow(one: GateLink): void {
+    const lost = (): void => void current().catch((error: unknown) => tell(toFailure(error)))
+    if (one.lost.aborted) lost()
+    else one.lost.addEventListener('abort', lost, { once: true })
+  }
+
   const call: Gate['call'] = async (method, params, options = {}) => {
-    options.signal?.throwIfAborted()
-    lost.signal.throwIfAborted()
-    const answer = ask(method, GATE[method].params.parse(params))
-    const signals = options.signal ? [options.signal, lost.signal] : [lost.signal]
-    const raw = await firstOf(answer, signals, options.timeoutMs ?? ANSWER_MS, method)
-    const result = GATE[method].result.safeParse(raw)
-    // XML and variables are kept as they came; everything else may end on a terminal.
-    if (result.success)
-      return (method === 'session.info' ? result.data : harmless(result.data)) as GateResult<
-        typeof method
-      >
-    const issue = result.error.issues[0]
-    throw new Failure(
-      'TRANSFER',
-      `${where}: its gate answered ${method} wrongly: ${issue?.path.join('.') ?? ''}: ${issue?.message ?? ''}`,
-      { cause: result.error, remedy: 'run the same version of nbd-clone on both hosts' },
-    )
+    const { timeoutMs = ANSWER_MS } = options
+    const late = new AbortController()
+    const timer = setTimeout(() => late.abort(silent(method, timeoutMs)), timeoutMs)
+    const signal = AbortSignal.any([late.signal, ...(options.signal ? [options.signal] : [])])
+    try {
+      for (;;) {
+        const one = await orAborted(current(), signal)
+        try {
+          const result = await one.call(method, params, signal)
+          if (method === 'hello') {
+            const { hostId } = result as GateResult<'hello'>
+            greeting = { params: params as GateParams<'hello'>, hostId }
+          }
+          return result
+        } catch (error) {
+          if (error !== one.lost.reason || !REPEATABLE.has(method)) throw error
+        }
+      }
+    } finally {
+      clearTimeout(timer)
+    }
   }
 
   return {
     call,
-    keepLease(token, onLost) {
-      let kept = true
-      // A renewal may still be under way when the session is released; what becomes of it is no loss then.
-      const tell = (reason: Failure): void => {
-        if (kept) onLost(reason)
-      }
-      leases.set(token, tell)
-      const onGone = (): void => tell(lost.signal.reason as Failure)
-      lost.signal.addEventListener('abort', onGone, { once: true })
+    keepLease(lease) {
+      const mine: Kept = { ...lease, isKept: true, renewedAt: performance.now() }
+      kept = mine
+      follow(link)
       const timer = setInterval(() => {
-        call('session.renew', { token }, { timeoutMs: 3 * HEARTBEAT_MS }).catch((error: unknown) =>
-          tell(responseToFailure(error, 'SOURCE_UNREACHABLE')),
+        renewed(token => call('session.renew', { token }, { timeoutMs: LAPSE_MS })).catch(
+          (error: unknown) => tell(toFailure(error)),
         )
       }, HEARTBEAT_MS)
       return () => {
-        kept = false
+        mine.isKept = false
         clearInterval(timer)
-        leases.delete(token)
-        lost.signal.removeEventListener('abort', onGone)
       }
     },
     async [Symbol.asyncDispose]() {
-      rpc.end()
-      rpc.dispose()
-      await endChild(child)
+      closed.abort(new Failure('INTERNAL', 'the gate was closed'))
+      if (kept) kept.isKept = false
+      await coming?.catch(() => undefined)
+      await link[Symbol.asyncDispose]()
     },
   }
 }
 
-/** The longest text of a peer that is passed on. */
-const MAX_TEXT = 4000
-
-/** A peer's words, at any depth, made safe for a terminal and a history line: no control characters, no end of them. */
-function harmless<T>(value: T): T {
-  const clean = (one: unknown): unknown =>
-    typeof one === 'string'
-      ? one.replace(/[^\P{Cc}\n\t]|\p{Cf}/gu, ' ').slice(0, MAX_TEXT)
-      : Array.isArray(one)
-        ? one.map(clean)
-        : one !== null && typeof one === 'object'
-          ? Object.fromEntries(Object.entries(one).map(([key, inner]) => [key, clean(inner)]))
-          : one
-  return clean(value) as T
-}
-
-/** The answer, or whatever ends the waiting first; listeners and timer never outlive it. */
-async function firstOf<T>(
-  answer: Promise<T>,
-  signals: AbortSignal[],
-  timeoutMs: number,
-  method: string,
-): Promise<T> {
-  const stop = AbortSignal.any(signals)
-  stop.throwIfAborted()
-  const waited = new AbortController()
-  try {
-    return await Promise.race([
-      answer,
-      sleep(timeoutMs, undefined, { signal: AbortSignal.any([waited.signal, stop]) }).then(
-        () => {
-          throw new Failure(
-            'SOURCE_UNREACHABLE',
-            `the source's gate did not answer ${method} within ${timeoutMs / 1000} s`,
-          )
-        },
-        () => {
-          throw stop.reason
-        },
-      ),
-    ])
-  } finally {
-    answer.catch(() => undefined)
-    waited.abort()
-  }
-}
-
-/** Waits until a signal fires, at most so long. */
-async function aborted(signal: AbortSignal, timeoutMs: number): Promise<void> {
-  await sleep(timeoutMs, undefined, { signal }).catch(() => undefined)
-}
-
-/** Ends a gate: closed stdin first, then SIGTERM, then SIGKILL. */
-async function endChild(child: ChildProcess): Promise<void> {
-  if (child.exitCode !== null || child.signalCode !== null) return
-  const exited = once(child, 'exit')
-  child.stdin?.end()
-  for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
-    const waited = new AbortController()
-    const late = sleep(GRACE_MS, 'late', { signal: waited.signal }).catch(() => undefined)
-    const first = await Promise.race([exited, late])
-    waited.abort()
-    if (first !== 'late') return
-    child.kill(signal)
-  }
-  await exited
-}
-
-/**
- * Follows stderr (its last 4 KiB) for the reason when the child dies: its last line that is not indented, because our
- * own programs put hint and code under their sentence.
- */
-function keepReason(child: ChildProcess): () => string {
-  let tail = ''
-  child.stderr?.setEncoding('utf8').on('data', (text: string) => {
-    tail = (tail + text).slice(-4096)
-  })
-  return () =>
-    tail
-      .split('\n')
-      .filter(line => /^\S/.test(line))
-      .at(-1)
-      ?.trim() ?? ''
+function silent(method: GateMethod, timeoutMs: number): Failure {
+  return new Failure(
+    'SOURCE_UNREACHABLE',
+    `the source's gate did not answer ${method} within ${timeoutMs / 1000} s`,
+  )
 }

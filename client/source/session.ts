@@ -16,12 +16,8 @@ import { connectDisk } from './nbd.ts'
 /** What a disk and a domain XML may be at most, in bytes. */
 const MAX_DISK = 64 * 1024 ** 4
 const MAX_XML = 4 * 1024 * 1024
-/** How often outcome is asked at most when the source answers at once. */
-const ASK_AGAIN_MS = 500
 /** A round trip that makes the measured clock offset too vague. */
 const SLOW_MS = 200
-/** A wait for the merge that people are told about. */
-const LONG_MS = 5_000
 /** How long the reason of a lost connection may take to arrive. */
 const ENDED_MS = 1_000
 /** How long a source may take to give the reason of a failure; a pull that has failed must not wait for a dead one. */
@@ -135,23 +131,34 @@ export async function connectOrExplain(
     return await connectDisk(clone, target, token, signal)
   } catch (error) {
     stopped.throwIfAborted()
-    const failure = toFailure(error)
-    const outcome = await gate
-      .call('outcome', { token, waitMs: 0 }, { signal: stopped, timeoutMs: REASON_MS })
-      .catch(() => undefined)
-    const { refusals = [], reason, code, remedy } = outcome ?? {}
-    const wanted = exportName(clone.domain, target, token)
-    const refusal =
-      refusals.filter(one => one.export === wanted).at(-1) ??
-      refusals.at(-1) ??
-      (reason === undefined ? undefined : { reason, code, remedy })
-    if (!refusal) throw failure
-    throw new Failure(
-      isFailureCode(refusal.code) ? refusal.code : 'SOURCE_REFUSED',
-      `source ${clone.source.name} refused disk ${target}: ${refusal.reason}`,
-      { cause: error, remedy: refusal.remedy },
-    )
+    throw await explainRefusal(gate, clone, target, token, error, stopped)
   }
+}
+
+/** Why a connection was refused, by the source; the error itself when the source gives no reason. Never rejects. */
+export async function explainRefusal(
+  gate: Gate,
+  clone: CloneConfig,
+  target: string,
+  token: string,
+  error: unknown,
+  signal: AbortSignal,
+): Promise<Failure> {
+  const outcome = await gate
+    .call('outcome', { token, waitMs: 0 }, { signal, timeoutMs: REASON_MS })
+    .catch(() => undefined)
+  const { refusals = [], reason, code, remedy } = outcome ?? {}
+  const wanted = exportName(clone.domain, target, token)
+  const refusal =
+    refusals.filter(one => one.export === wanted).at(-1) ??
+    refusals.at(-1) ??
+    (reason === undefined ? undefined : { reason, code, remedy })
+  if (!refusal) return toFailure(error)
+  return new Failure(
+    isFailureCode(refusal.code) ? refusal.code : 'SOURCE_REFUSED',
+    `source ${clone.source.name} refused disk ${target}: ${refusal.reason}`,
+    { cause: error, remedy: refusal.remedy },
+  )
 }
 
 /** A connection lost in the middle mostly means that the session ended; the source knows why. Always throws. */
@@ -218,78 +225,4 @@ export function checkSession(
     if (disk.size > MAX_DISK) throw new Failure('SOURCE_REFUSED', `disk ${target} is over 64 TiB`)
     return disk
   })
-}
-
-/**
- * Ends the session as a success. Only this proves that all that was read is one recovery point.
- * @throws Failure TRANSFER, or the source's own code, when the session was over before
- */
-export async function release(
-  gate: Gate,
-  token: string,
-  recoveryPoint: string,
-  signal: AbortSignal,
-): Promise<void> {
-  try {
-    const info = await gate.call('session.info', { token }, { signal })
-    const released = await gate.call('session.release', { token }, { signal })
-    for (const id of [info.recoveryPoint.id, released.recoveryPoint])
-      if (id !== recoveryPoint)
-        throw new Failure('TRANSFER', `the session changed from ${recoveryPoint} to ${id}`)
-  } catch (error) {
-    signal.throwIfAborted()
-    const failure = toFailure(error)
-    throw new Failure(
-      'TRANSFER',
-      `nothing is published, because the session could not be released as one recovery point: ${failure.message}`,
-      { cause: error, remedy: failure.remedy },
-    )
-  }
-}
-
-/**
- * Waits until the source is on its bases again, or others still use the session (`kept`): as long as the source says
- * that it merges. @param onLong called once, when that takes long
- * @throws Failure MERGE_FAILED, or the source's own code; SOURCE_UNREACHABLE when the gate is lost meanwhile
- */
-export async function mergeOutcome(
-  gate: Gate,
-  token: string,
-  signal: AbortSignal,
-  onLong: () => void,
-): Promise<'merged' | 'kept'> {
-  const long = setTimeout(onLong, LONG_MS)
-  try {
-    return await untilMerged(gate, token, signal)
-  } finally {
-    clearTimeout(long)
-  }
-}
-
-async function untilMerged(
-  gate: Gate,
-  token: string,
-  signal: AbortSignal,
-): Promise<'merged' | 'kept'> {
-  for (;;) {
-    const outcome = await gate.call('outcome', { token, waitMs: 30_000 }, { signal })
-    if (outcome.state === 'merged' || outcome.state === 'kept') return outcome.state
-    if (outcome.state === 'failed') {
-      const code = isFailureCode(outcome.code) ? outcome.code : 'MERGE_FAILED'
-      throw new Failure(
-        code,
-        `the source could not merge: ${outcome.reason ?? 'no reason given'}`,
-        {
-          remedy: outcome.remedy,
-        },
-      )
-    }
-    if (outcome.state !== 'merging')
-      throw new Failure(
-        'TRANSFER',
-        `the source says that the released session is ${outcome.state}, so whether it merges is unknown`,
-        { remedy: 'on the source run: clone-server status' },
-      )
-    await sleep(ASK_AGAIN_MS, undefined, { signal }).catch(() => signal.throwIfAborted())
-  }
 }
