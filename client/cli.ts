@@ -3,7 +3,7 @@
 
 import { hideBin } from 'yargs/helpers'
 import { describeFailure, Failure, toFailure } from '../shared/failures.ts'
-import { asJson, failureJson } from '../shared/help.ts'
+import { asJson, failureJson, wantsJson } from '../shared/help.ts'
 import { createLog } from '../shared/log.ts'
 import { claimCommand, releaseCommand } from './commands/claim.ts'
 import { configCheck, configShow } from './commands/config.ts'
@@ -177,7 +177,7 @@ try {
   }).parseAsync()
 } catch (error) {
   const failure = toFailure(error)
-  if (argv.includes('--json')) print(asJson('error', { failure: failureJson(failure) }))
+  if (wantsJson(argv)) print(asJson('error', { failure: failureJson(failure) }))
   complain(describeFailure('clone', failure))
   if (failure.code === 'INTERNAL' && argv.includes('debug')) console.error(failure.cause)
   process.exitCode = failure.exit

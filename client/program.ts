@@ -4,6 +4,7 @@ import yargs, { type Argv } from 'yargs'
 import { Failure } from '../shared/failures.ts'
 import { exitStatusHelp } from '../shared/help.ts'
 import { LOG_LEVELS, type LogLevel } from '../shared/log-level.ts'
+import { parseDuration } from '../shared/quantities.ts'
 import { VERSION } from '../shared/version.ts'
 import { CONFIG_FILE } from './config/effective.ts'
 
@@ -23,6 +24,7 @@ export type Command = Global &
         readonly adopt: boolean
         readonly full: boolean
         readonly dryRun: boolean
+        readonly maxDurationMs: number | undefined
       }
     | { readonly name: 'status'; readonly domains: readonly string[] }
     | { readonly name: 'list'; readonly domain: string }
@@ -123,10 +125,19 @@ export function program(
             default: false,
             description: 'read and write every byte, whatever the clone has',
           })
+          .option('max-duration', {
+            type: 'string',
+            description: 'stop each pull that has not read everything after so long, e.g. 4h',
+          })
           .option('dry-run', dryRun),
       async args => {
-        const { ifDue, all, adopt, full, dryRun, domains } = args
-        await handle({ name: 'pull', ...global(args), domains, all, ifDue, adopt, full, dryRun })
+        const { ifDue, all, adopt, full, dryRun, domains, maxDuration } = args
+        const maxDurationMs =
+          maxDuration === undefined ? undefined : parseDuration('--max-duration', maxDuration)
+        await handle({
+          ...{ name: 'pull', ...global(args), domains, all, ifDue, adopt, full, dryRun },
+          maxDurationMs,
+        })
       },
     )
     .command(

@@ -27,6 +27,8 @@ export function pullText(result: PullResult): string {
   switch (result.outcome) {
     case 'not-due':
       return `${clone}: not due, its recovery point is ${formatDuration(result.ageMs)} old`
+    case 'running':
+      return `${clone}: being pulled already, by ${result.by}`
     case 'planned':
       return [
         ...result.disks.map(({ target, kind, reason, size }) => {

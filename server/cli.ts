@@ -2,7 +2,7 @@
 // clone-server: the only file of the source that prints or exits.
 
 import { describeFailure, toFailure } from '../shared/failures.ts'
-import { asJson, failureJson } from '../shared/help.ts'
+import { asJson, failureJson, wantsJson } from '../shared/help.ts'
 import { formatDuration, formatSize } from '../shared/quantities.ts'
 import { program, type Actions, type Globals } from './program.ts'
 import { askServe } from './serve/client.ts'
@@ -173,7 +173,7 @@ try {
   await program(process.argv.slice(2), actions).parseAsync()
 } catch (error) {
   const failure = toFailure(error)
-  if (process.argv.includes('--json'))
+  if (wantsJson(process.argv.slice(2)))
     process.stdout.write(`${asJson('error', { failure: failureJson(failure) })}\n`)
   process.stderr.write(`${describeFailure('clone-server', failure)}\n`)
   process.exitCode = failure.exit

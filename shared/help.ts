@@ -1,5 +1,6 @@
-// What the two command lines have in common: the EXIT STATUS section, and how a usage error reads.
+// What the two command lines have in common: the EXIT STATUS section, how a usage error reads, and who wants JSON.
 
+import { Parser } from 'yargs/helpers'
 import { Failure, FAILURES } from './failures.ts'
 
 /** The EXIT STATUS section of `--help`, from the failure table. */
@@ -12,6 +13,11 @@ export function exitStatusHelp(): string {
 /** One versioned object of `--json`. @param command as typed, or `error` */
 export function asJson(command: string, data: object): string {
   return JSON.stringify({ schema: 1, command, ...data })
+}
+
+/** Whether a command line asks for JSON, in every way that yargs takes it; also one that it could not parse. */
+export function wantsJson(argv: readonly string[]): boolean {
+  return Parser([...argv], { boolean: ['json'] })['json'] === true
 }
 
 /** A failure inside `--json`. */

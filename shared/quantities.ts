@@ -2,6 +2,7 @@
 
 import ms, { type StringValue } from 'ms'
 import { z } from 'zod'
+import { Failure } from './failures.ts'
 
 const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB'] as const
 
@@ -56,6 +57,13 @@ export const age = milliseconds.refine(
   value => value >= 1000 && value <= MAX_AGE,
   'an age here is from 1s to 3650d',
 )
+
+/** An option's value, as in the configuration. @returns milliseconds. @throws Failure USAGE naming the option */
+export function parseDuration(option: string, text: string): number {
+  const parsed = duration.safeParse(text)
+  if (parsed.success) return parsed.data
+  throw new Failure('USAGE', `${option} ${text}: ${parsed.error.issues[0]?.message ?? 'wrong'}`)
+}
 
 /** Config value `20MiB`; parsed to bytes. */
 export const size = z

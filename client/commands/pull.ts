@@ -12,7 +12,7 @@ import { openGate } from '../source/gate.ts'
 import type { Omitted } from '../source/lost.ts'
 import { greet, wantedDisks } from '../source/session.ts'
 import { isUndamaged, soundGenerations } from '../store/generation.ts'
-import { checkBinding, checkRole } from '../store/guard.ts'
+import { checkBinding, checkRole, pullingNow } from '../store/guard.ts'
 import { layoutOf, recoveryPointsIn } from '../store/layout.ts'
 import { heldBy } from '../store/stage.ts'
 import { readState } from '../store/state.ts'
@@ -24,6 +24,8 @@ export interface PullCommand {
   readonly adopt: boolean
   readonly full: boolean
   readonly dryRun: boolean
+  /** Milliseconds; the configuration's when it is left out. */
+  readonly maxDurationMs?: number | undefined
 }
 
 export interface PlannedDisk {
@@ -42,6 +44,8 @@ export type PullResult = { readonly clone: string } & (
       readonly disks: readonly PlannedDisk[]
       readonly omitted: readonly Omitted[]
     }
+  /** With --if-due: another run of ours pulls it now. */
+  | { readonly outcome: 'running'; readonly by: string }
   | { readonly outcome: 'failed'; readonly failure: Failure }
 )
 
@@ -80,7 +84,7 @@ export async function pullCommand(
 
 async function pullOne(
   clone: CloneConfig,
-  { ifDue, adopt, full, dryRun }: PullCommand,
+  { ifDue, adopt, full, dryRun, maxDurationMs = clone.maxDurationMs }: PullCommand,
   log: Log,
   signal: AbortSignal,
   watch: (clone: string) => Watcher,
@@ -97,8 +101,14 @@ async function pullOne(
       outcome: 'planned',
       ...(await planOnly(clone, { adopt, full }, signal)),
     }
-  const pulled = await pull(clone, { adopt, full, signal, log, watcher: watch(clone.name) })
-  return { clone: clone.name, outcome: 'published', pulled }
+  const options = { adopt, full, signal, log, maxDurationMs, watcher: watch(clone.name) }
+  try {
+    return { clone: clone.name, outcome: 'published', pulled: await pull(clone, options) }
+  } catch (error) {
+    const by = ifDue ? pullingNow(error) : undefined
+    if (by === undefined) throw error
+    return { clone: clone.name, outcome: 'running', by }
+  }
 }
 
 /** What a pull would read, asked without a session: nothing changes on either host. */

@@ -40,6 +40,8 @@ export interface CloneConfig {
   readonly verify: 'readback' | 'source'
   /** How old the last full read-back may be, milliseconds; undefined when none is scheduled. */
   readonly reverifyMs: number | undefined
+  /** Milliseconds until a pull that has not read everything stops; undefined: as long as it takes. */
+  readonly maxDurationMs: number | undefined
   readonly excluded: ReadonlySet<string>
 }
 
@@ -58,6 +60,7 @@ const effective = z.object({
   verify: z.enum(['readback', 'source']),
   stall: z.number(),
   reverify: z.union([z.literal('off'), z.number()]),
+  maxDuration: z.number().optional(),
   disks: z.record(z.string(), z.object({ exclude: z.boolean().optional() })).default({}),
 })
 
@@ -99,6 +102,7 @@ export function cloneConfig(config: StandbyConfig, clone: string): CloneConfig {
     generations: values.generations,
     verify: values.verify,
     reverifyMs: values.reverify === 'off' ? undefined : values.reverify,
+    maxDurationMs: values.maxDuration,
     excluded: new Set(disks.filter(([, disk]) => disk.exclude).map(([target]) => target)),
   }
 }

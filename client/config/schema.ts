@@ -91,6 +91,7 @@ const settings = {
   verify: z.enum(['readback', 'source']).optional(),
   reverify: z.union([z.literal('off'), age], 'off, or an age, e.g. 7d').optional(),
   stall: duration.optional(),
+  maxDuration: duration.optional(),
 }
 const layer = z.strictObject(settings)
 const domain = z.strictObject({

@@ -19,7 +19,14 @@ export function lockClone(layout: Layout, command: string): () => void {
     throw storeFailure(layout.lock, error)
   }
   if (typeof lock === 'function') return lock
-  throw new Failure('LOCKED', `${layout.dir} is locked by ${lock.heldBy}`)
+  throw new Failure('LOCKED', `${layout.dir} is locked by ${lock.heldBy}`, { cause: lock })
+}
+
+/** Who holds the lock that an error tells of, if that is a pull: the clone is being pulled already. */
+export function pullingNow(error: unknown): string | undefined {
+  if (!(error instanceof Failure) || error.code !== 'LOCKED') return undefined
+  const { heldBy } = error.cause as { heldBy: string }
+  return heldBy.endsWith('(clone pull)') ? heldBy : undefined
 }
 
 /** @throws Failure UNSAFE in any role but standby */
