@@ -71,6 +71,11 @@ t.test('under cron a good pull is silent, and a bad one says why in one sentence
   t.equal(unknown.code, 2)
   t.match(JSON.parse(unknown.stdout), { schema: 1, failure: { code: 'USAGE', exit: 2 } })
   t.match(unknown.stderr, 'clone: unknown domain "yourdomain"; configured: mydomain')
+  const brief = await start(source, ['pull', 'mydomain', '--max-duration', '5', '--json=true'])
+    .ended
+  t.equal(brief.code, 2)
+  t.match(JSON.parse(brief.stdout), { failure: { code: 'USAGE', exit: 2 } })
+  t.match(brief.stderr, /^clone: --max-duration 5: a duration is a number with/)
 })
 
 t.test('a reader that left ends nothing: the pull goes on to its end', async t => {

@@ -40,8 +40,9 @@ export function lastingConnection(first: NbdConnection, lasting: Lasting): DiskC
     const next = await retries.again(toFailure(loss), deadline, connect)
     lost.destroy()
     present = next
-    // Destroyed in the moment in which it came.
+    // It came too late for who has ended it meanwhile.
     if (signal.aborted) next.destroy()
+    signal.throwIfAborted()
   }
 
   return {
