@@ -43,6 +43,8 @@ export interface CloneConfig {
   /** Milliseconds until a pull that has not read everything stops; undefined: as long as it takes. */
   readonly maxDurationMs: number | undefined
   readonly excluded: ReadonlySet<string>
+  /** Targets whose images are kept on a block device -> its path. */
+  readonly devices: ReadonlyMap<string, string>
 }
 
 const effective = z.object({
@@ -61,7 +63,12 @@ const effective = z.object({
   stall: z.number(),
   reverify: z.union([z.literal('off'), z.number()]),
   maxDuration: z.number().optional(),
-  disks: z.record(z.string(), z.object({ exclude: z.boolean().optional() })).default({}),
+  disks: z
+    .record(
+      z.string(),
+      z.object({ exclude: z.boolean().optional(), device: z.string().optional() }),
+    )
+    .default({}),
 })
 
 /** @throws Failure USAGE naming file, line, key and reason */
@@ -103,6 +110,9 @@ export function cloneConfig(config: StandbyConfig, clone: string): CloneConfig {
     verify: values.verify,
     reverifyMs: values.reverify === 'off' ? undefined : values.reverify,
     maxDurationMs: values.maxDuration,
+    devices: new Map(
+      disks.flatMap(([target, { device }]) => (device === undefined ? [] : [[target, device]])),
+    ),
     excluded: new Set(disks.filter(([, disk]) => disk.exclude).map(([target]) => target)),
   }
 }

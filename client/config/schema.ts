@@ -6,6 +6,7 @@ import { age, duration } from '../../shared/quantities.ts'
 
 const name = z.string().refine(isName, NAME_RULE)
 const absolutePath = z.string().regex(/^\/[^\0]*$/, 'must be an absolute path')
+const blockDevice = z.string().regex(/^\/dev\/[^\0\n]+$/, 'must be a path in /dev')
 /** A leading letter, digit or colon, so that it can never be taken for an option of ssh. */
 const host = z
   .string()
@@ -98,7 +99,12 @@ const domain = z.strictObject({
   ...settings,
   domain: name.optional(),
   group: name.optional(),
-  disks: z.record(name, z.strictObject({ exclude: z.boolean().optional() })).optional(),
+  disks: z
+    .record(
+      name,
+      z.strictObject({ exclude: z.boolean().optional(), device: blockDevice.optional() }),
+    )
+    .optional(),
 })
 
 export const standbySchema = z
@@ -125,6 +131,15 @@ export const standbySchema = z
       if ((domain.source ?? group?.source ?? config.defaults.source) === undefined)
         context.addIssue({ code: 'custom', path, message: 'no source is set' })
     }
+    const devices = new Map<string, string>()
+    for (const [key, domain] of Object.entries(config.domains))
+      for (const [target, { device }] of Object.entries(domain.disks ?? {})) {
+        const path = ['domains', key, 'disks', target, 'device']
+        const other = device === undefined ? undefined : devices.get(device)
+        if (other !== undefined)
+          context.addIssue({ code: 'custom', path, message: `${other} is ${String(device)} too` })
+        if (device !== undefined) devices.set(device, path.slice(0, -1).join('.'))
+      }
     for (const [path, { source }] of layers)
       if (source !== undefined && !Object.hasOwn(config.sources, source))
         context.addIssue({

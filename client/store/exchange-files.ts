@@ -7,6 +7,7 @@ import { storeFailure } from '../copy/image.ts'
 import { BATCH, workOff, type Through } from '../copy/runs.ts'
 import { mustPassCache } from '../copy/medium.ts'
 import type { BadChunk } from '../copy/worker.ts'
+import { checkSameDevice } from './device.ts'
 import { openToWrite } from './exclusive.ts'
 import { imageName, manifestName, type Layout } from './layout.ts'
 import { differing, recordName, type Run } from './record.ts'
@@ -60,7 +61,7 @@ export interface ExchangeFiles extends AsyncDisposable {
   readonly before: number
   readonly after: number
   open(file: string, flags: 'r' | 'w+'): Promise<FileHandle>
-  /** The image under one of its names, exclusively when it is a block device. */
+  /** The image under one of its names; a block device exclusively, and only when it is the one that it was. */
   openImage(file: string): Promise<FileHandle>
   /** Past the page cache; undefined where the file system has no O_DIRECT. */
   openDirect(file: string): Promise<number | undefined>
@@ -98,7 +99,10 @@ export async function openExchange(
       before,
       after,
       open: opened,
-      openImage: async file => keep(await openToWrite(file)),
+      openImage: async file => {
+        await checkSameDevice(layout, disk.target, file)
+        return keep(await openToWrite(file))
+      },
       openDirect: file =>
         opened(file, constants.O_RDONLY | constants.O_DIRECT).then(
           ({ fd }) => fd,

@@ -36,7 +36,7 @@ export async function saveDisk(
   await using files = await openExchange(layout, to, disk)
   const { image, saved } = files.places
   const { size } = disk.before
-  const { fd } = await files.open(image, 'r')
+  const { fd } = await files.openImage(image)
   const direct = await files.openDirect(image)
   const record = await files.open(saved, 'w+')
   await setSize(record, saved, size)
