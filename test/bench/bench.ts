@@ -11,8 +11,19 @@ import { ROOT } from '../lab/names.ts'
 import { runGroup } from './measure.ts'
 import { describeMachine, resultOf, table, type Result } from './report.ts'
 import { otherPrograms, ourPull, type Row, type Run } from './rows.ts'
+import { storeRows } from './store.ts'
 import * as virtnbdbackup from './virtnbdbackup.ts'
-import { HALF, makeFolder, makeImage, serve, warm, WIDE, type Served } from './world.ts'
+import {
+  HALF,
+  makeFolder,
+  makeImage,
+  serve,
+  SPACE,
+  STORE_SPACE,
+  warm,
+  WIDE,
+  type Served,
+} from './world.ts'
 
 const NAMES = [
   'pull',
@@ -23,6 +34,7 @@ const NAMES = [
   'qemu-img',
   'virtnbdbackup',
   'pull-64g',
+  'store',
 ]
 const ABOUT = [
   'Image: 4 GiB, the first half random data, the second half a hole; in the page cache. Server: nbd-server, one',
@@ -34,6 +46,11 @@ const ABOUT = [
 
 const say = (line: string): void => void process.stdout.write(`${line}\n`)
 const note = (line: string): void => void process.stderr.write(`bench: ${line}\n`)
+
+const ABOUT_STORE = [
+  'Store: one clone of 200 generations, each of 10 disks of 64 MiB (4 KiB of data, else holes), in the page cache. Each run is a',
+  'fresh process; the commands take turns. start-up is that of the program alone.',
+]
 
 const options = await yargs(hideBin(process.argv))
   .scriptName('npm run bench --')
@@ -69,8 +86,30 @@ try {
 
 async function bench(signal: AbortSignal): Promise<string[]> {
   await using cleanup = new Cleanup()
-  const folder = await makeFolder(options.dir, cleanup)
-  const lines = [...(await describeMachine(folder)), '', ...ABOUT, '']
+  const onlyStore = NAMES.every(name => wanted(name) === (name === 'store'))
+  const folder = await makeFolder(options.dir, cleanup, onlyStore ? STORE_SPACE : SPACE)
+  const machine = await describeMachine(folder)
+  for (const line of machine) say(line)
+  const lines = onlyStore ? [] : await benchPulls(folder, cleanup, signal)
+  if (wanted('store')) lines.push(...(await benchStore(folder, signal)))
+  return [...machine, ...lines]
+}
+
+async function benchStore(folder: string, signal: AbortSignal): Promise<string[]> {
+  note('making the store')
+  const results = await storeRows(folder, rounds, signal)
+  const lines = ['', ...ABOUT_STORE, '', table(results, undefined), '', `${rounds} rounds.`]
+  for (const line of lines) say(line)
+  return lines
+}
+
+/** Our pull and other programs on the same image. */
+async function benchPulls(
+  folder: string,
+  cleanup: Cleanup,
+  signal: AbortSignal,
+): Promise<string[]> {
+  const lines = ['', ...ABOUT, '']
   for (const line of lines) say(line)
 
   note('making the image')

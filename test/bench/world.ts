@@ -17,7 +17,9 @@ import { runGroup } from './measure.ts'
 const MIB = 1024 ** 2
 const GIB = 1024 ** 3
 /** The image, one copy of it as qcow2, one row's output, and the sparse image. */
-const SPACE = 12 * GIB
+export const SPACE = 12 * GIB
+/** The generated store alone. */
+export const STORE_SPACE = 256 * MIB
 
 /** A disk image by where its random data lies; all else is holes. */
 export interface Shape {
@@ -41,13 +43,13 @@ export interface Served {
   readonly store: string
 }
 
-/** A private folder under `parent`. @throws Failure SPACE */
-export async function makeFolder(parent: string, cleanup: Cleanup): Promise<string> {
+/** A private folder under `parent`. @param space bytes that it wants. @throws Failure SPACE */
+export async function makeFolder(parent: string, cleanup: Cleanup, space: number): Promise<string> {
   const { bavail, bsize } = await statfs(parent)
-  if (bavail * bsize < SPACE)
+  if (bavail * bsize < space)
     throw new Failure(
       'SPACE',
-      `${parent}: ${formatSize(bavail * bsize)} free, but the bench needs ${formatSize(SPACE)}`,
+      `${parent}: ${formatSize(bavail * bsize)} free, but the bench needs ${formatSize(space)}`,
       { remedy: 'name another folder: npm run bench -- --dir FOLDER' },
     )
   const folder = await mkdtemp(path.join(parent, 'nbd-clone-bench-'))
