@@ -1,39 +1,31 @@
 #!/usr/bin/env node
-// The `clone` program: the only file of the standby side that prints or exits.
+// The `clone` program: the only file of the standby side that prints or exits. What only some commands need is loaded by
+// them, so that `status` answers at once.
 
 import { hideBin } from 'yargs/helpers'
 import { describeFailure, Failure, toFailure } from '../shared/failures.ts'
 import { asJson, failureJson, wantsJson } from '../shared/help.ts'
-import { createLog } from '../shared/log.ts'
-import { claimCommand, releaseCommand } from './commands/claim.ts'
 import { configCheck, configShow } from './commands/config.ts'
 import { listCommand } from './commands/list.ts'
-import { pruneCommand } from './commands/prune.ts'
-import { namedClones, pullCommand } from './commands/pull.ts'
-import { rollbackCommand } from './commands/rollback.ts'
+import { namedClones } from './commands/named.ts'
 import { statusCommand } from './commands/status.ts'
 import { verifyHistoryCommand } from './commands/verify-history.ts'
 import { verifyManifestsCommand } from './commands/verify-manifests.ts'
-import { exitOf, failuresOf, verifyAll, verifyCommand } from './commands/verify.ts'
 import { cloneConfig, loadConfig, type CloneConfig } from './config/effective.ts'
+import { layoutOf } from './store/layout.ts'
 import { standbyJsonSchema } from './config/schema.ts'
 import { program, type Command } from './program.ts'
-import { progressBar } from './progress.ts'
 import {
   claimText,
   listText,
   pruneText,
+  statusText,
   verifyHistoryText,
   verifyManifestsText,
 } from './render-generations.ts'
-import { verifyJson, verifyText } from './render-verify.ts'
-import { pullJson, pullText, rollbackText, showText, statusText } from './render.ts'
-import { reverifyDue } from './reverify.ts'
-import { layoutOf } from './store/layout.ts'
 
 const print = (text: string): boolean => process.stdout.write(`${text}\n`)
 const complain = (text: string): boolean => process.stderr.write(`${text}\n`)
-const watch = (clone: string) => progressBar(process.stderr, clone)
 
 /** Aborted by the first Ctrl-C or SIGTERM; everything then undoes itself. Short commands just end. */
 function interruptible(): AbortSignal {
@@ -55,7 +47,11 @@ async function verifyAndSay(
   clone: CloneConfig,
   say: (data: object, text: () => string) => void,
 ): Promise<number> {
+  const { exitOf, failuresOf, verifyAll, verifyCommand } = await import('./commands/verify.ts')
+  const { progressBar } = await import('./progress.ts')
+  const { verifyJson, verifyText } = await import('./render-verify.ts')
   if (ifDue) {
+    const { reverifyDue } = await import('./reverify.ts')
     const { due, reason } = await reverifyDue(clone, layoutOf(clone.dir))
     if (!due) {
       say({ clone: clone.name, due, reason }, () => `${clone.name}: not due, ${reason}`)
@@ -63,7 +59,7 @@ async function verifyAndSay(
     }
   }
   const manner = repair ? 'repair' : 'bytes'
-  const [signal, watcher] = [interruptible(), watch(clone.name)]
+  const [signal, watcher] = [interruptible(), progressBar(process.stderr, clone.name)]
   const results = all
     ? await verifyAll(clone, signal, watcher, manner)
     : [await verifyCommand(clone, generation, signal, watcher, manner)]
@@ -87,6 +83,11 @@ async function perform(command: Command): Promise<number> {
   const config = loadConfig(command.config)
   switch (command.name) {
     case 'pull': {
+      const { createLog } = await import('../shared/log.ts')
+      const { pullCommand } = await import('./commands/pull.ts')
+      const { progressBar } = await import('./progress.ts')
+      const { pullJson, pullText } = await import('./render.ts')
+      const watch = (clone: string) => progressBar(process.stderr, clone)
       const log = createLog('clone', command.logLevel)
       const signal = interruptible()
       const { results, exit } = await pullCommand(config, command, log, signal, watch)
@@ -134,6 +135,7 @@ async function perform(command: Command): Promise<number> {
     case 'verify':
       return verifyAndSay(command, cloneConfig(config, command.domain), say)
     case 'prune': {
+      const { pruneCommand } = await import('./commands/prune.ts')
       const { domain, dryRun } = command
       const plan = await pruneCommand(cloneConfig(config, domain), dryRun)
       say({ clone: domain, dryRun, ...plan }, () => pruneText(domain, plan, dryRun))
@@ -141,6 +143,7 @@ async function perform(command: Command): Promise<number> {
     }
     case 'claim':
     case 'release': {
+      const { claimCommand, releaseCommand } = await import('./commands/claim.ts')
       const { domain, generation, purpose } = command
       const perform = command.name === 'claim' ? claimCommand : releaseCommand
       const claimed = await perform(cloneConfig(config, domain), generation, purpose)
@@ -148,10 +151,13 @@ async function perform(command: Command): Promise<number> {
       return 0
     }
     case 'rollback': {
+      const { rollbackCommand } = await import('./commands/rollback.ts')
+      const { progressBar } = await import('./progress.ts')
+      const { rollbackText } = await import('./render.ts')
       const clone = cloneConfig(config, command.domain)
       const { generation, dryRun } = command
-      const signal = interruptible()
-      const rolled = await rollbackCommand(clone, generation, dryRun, signal, watch(clone.name))
+      const [signal, watcher] = [interruptible(), progressBar(process.stderr, clone.name)]
+      const rolled = await rollbackCommand(clone, generation, dryRun, signal, watcher)
       say(rolled, () => rollbackText(rolled))
       return 0
     }
@@ -161,6 +167,7 @@ async function perform(command: Command): Promise<number> {
       return 0
     }
     case 'config show': {
+      const { showText } = await import('./render.ts')
       const shown = configShow(config, command.domain)
       say({ domains: shown }, () => showText(shown))
       return 0

@@ -1,13 +1,46 @@
-// What generations, claims and history look like on a terminal: list, prune, claim, and the checks that read no image.
+// What generations, claims and history look like on a terminal: status, list, prune, claim, and the checks that read no image.
 
 import { formatDuration, formatSize } from '../shared/quantities.ts'
 import type { Claimed } from './commands/claim.ts'
 import type { Listed } from './commands/list.ts'
+import type { CloneStatus } from './commands/status.ts'
 import type { VerifiedHistory } from './commands/verify-history.ts'
 import type { VerifiedManifests } from './commands/verify-manifests.ts'
 import type { HistoryProblem } from './store/history.ts'
 import type { PrunePlan, Retained } from './store/prune.ts'
 import { table } from './table.ts'
+
+export function statusText(clones: readonly CloneStatus[]): string {
+  const rows = clones.map(one => [
+    one.clone,
+    one.freshness.state.toUpperCase(),
+    one.freshness.ageMs === undefined ? '-' : formatDuration(one.freshness.ageMs),
+    formatDuration(one.rpoMs),
+    one.newest?.id ?? '-',
+    one.newest?.consistency ?? '-',
+    String(one.generations),
+    one.lastFullVerify ? `${formatDuration(one.lastFullVerify.ageMs)} ago` : '-',
+    one.lastAttempt?.code ?? one.lastAttempt?.outcome ?? '-',
+  ])
+  const age = ['DOMAIN', 'STATE', 'AGE', 'RPO', 'NEWEST', 'CONSISTENCY']
+  const head = [...age, 'KEPT', 'FULL VERIFY', 'LAST PULL']
+  const notes = clones.flatMap(one =>
+    [
+      ...(one.freshness.reason === undefined ? [] : [one.freshness.reason]),
+      ...(one.current?.pinned
+        ? [`current stays at ${one.current.id} (seq ${one.current.seq})`]
+        : []),
+      ...(one.staging ? [stagingText(one.staging)] : []),
+      ...one.problems,
+    ].map(note => `${one.clone}: ${note}`),
+  )
+  return [table(head, rows), ...notes].join('\n')
+}
+
+function stagingText({ recoveryPoints, bytes }: NonNullable<CloneStatus['staging']>): string {
+  const of = recoveryPoints.length === 0 ? '' : ` of ${recoveryPoints.join(', ')}`
+  return `staging holds ${formatSize(bytes)}${of}: a running pull's, or an interrupted one's`
+}
 
 export function listText(
   generations: readonly Listed[],

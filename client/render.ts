@@ -1,4 +1,4 @@
-// What the commands' data looks like on a terminal (tables, sentences) and as the versioned JSON objects of --json.
+// What a pull, a verify and the configuration look like on a terminal, and a pull as the versioned JSON object of --json.
 
 import { describeFailure } from '../shared/failures.ts'
 import { failureJson } from '../shared/help.ts'
@@ -6,7 +6,6 @@ import { formatDuration, formatSize } from '../shared/quantities.ts'
 import type { Shown } from './commands/config.ts'
 import type { PullResult } from './commands/pull.ts'
 import type { RolledBack } from './commands/rollback.ts'
-import type { CloneStatus } from './commands/status.ts'
 import { table } from './table.ts'
 
 export function pullJson(results: readonly PullResult[], exit: number): object {
@@ -55,38 +54,6 @@ export function pullText(result: PullResult): string {
       ].join('\n')
     }
   }
-}
-
-export function statusText(clones: readonly CloneStatus[]): string {
-  const rows = clones.map(one => [
-    one.clone,
-    one.freshness.state.toUpperCase(),
-    one.freshness.ageMs === undefined ? '-' : formatDuration(one.freshness.ageMs),
-    formatDuration(one.rpoMs),
-    one.newest?.id ?? '-',
-    one.newest?.consistency ?? '-',
-    String(one.generations),
-    one.lastFullVerify ? `${formatDuration(one.lastFullVerify.ageMs)} ago` : '-',
-    one.lastAttempt?.code ?? one.lastAttempt?.outcome ?? '-',
-  ])
-  const age = ['DOMAIN', 'STATE', 'AGE', 'RPO', 'NEWEST', 'CONSISTENCY']
-  const head = [...age, 'KEPT', 'FULL VERIFY', 'LAST PULL']
-  const notes = clones.flatMap(one =>
-    [
-      ...(one.freshness.reason === undefined ? [] : [one.freshness.reason]),
-      ...(one.current?.pinned
-        ? [`current stays at ${one.current.id} (seq ${one.current.seq})`]
-        : []),
-      ...(one.staging ? [stagingText(one.staging)] : []),
-      ...one.problems,
-    ].map(note => `${one.clone}: ${note}`),
-  )
-  return [table(head, rows), ...notes].join('\n')
-}
-
-function stagingText({ recoveryPoints, bytes }: NonNullable<CloneStatus['staging']>): string {
-  const of = recoveryPoints.length === 0 ? '' : ` of ${recoveryPoints.join(', ')}`
-  return `staging holds ${formatSize(bytes)}${of}: a running pull's, or an interrupted one's`
 }
 
 export function rollbackText({

@@ -12,9 +12,8 @@ import {
   type Generation,
 } from '../store/generation.ts'
 import { checkHistory, type HistoryProblem } from '../store/history.ts'
-import { keepReasons } from '../store/keep.ts'
+import { datedOf, keepReasons } from '../store/keep.ts'
 import { layoutOf } from '../store/layout.ts'
-import { datedOf } from '../store/prune.ts'
 import { readState } from '../store/state.ts'
 import { verifiedOf, type LastVerified } from '../store/verified.ts'
 import { tidy } from './tidy.ts'

@@ -1,9 +1,9 @@
 // clone pull: several domains, one after the other; the worst outcome decides the exit status.
 
-import { Failure, toFailure, worstExit } from '../../shared/failures.ts'
+import { toFailure, worstExit, type Failure } from '../../shared/failures.ts'
 import type { Log } from '../../shared/log.ts'
 import type { Watcher } from '../attempt.ts'
-import { cloneConfig, type CloneConfig } from '../config/effective.ts'
+import type { CloneConfig } from '../config/effective.ts'
 import type { StandbyConfig } from '../config/schema.ts'
 import { freshness, isDue } from '../freshness.ts'
 import { planPull } from '../plan.ts'
@@ -16,6 +16,7 @@ import { checkBinding, checkRole, pullingNow } from '../store/guard.ts'
 import { layoutOf, recoveryPointsIn } from '../store/layout.ts'
 import { heldBy } from '../store/stage.ts'
 import { readState } from '../store/state.ts'
+import { namedClones } from './named.ts'
 
 export interface PullCommand {
   readonly domains: readonly string[]
@@ -48,18 +49,6 @@ export type PullResult = { readonly clone: string } & (
   | { readonly outcome: 'running'; readonly by: string }
   | { readonly outcome: 'failed'; readonly failure: Failure }
 )
-
-/** The clones that a command names, or all of them. @throws Failure USAGE */
-export function namedClones(
-  config: StandbyConfig,
-  names: readonly string[],
-  all: boolean,
-): CloneConfig[] {
-  if (all && names.length > 0) throw new Failure('USAGE', 'name domains or give --all, not both')
-  const wanted = all ? Object.keys(config.domains) : [...new Set(names)]
-  if (wanted.length === 0) throw new Failure('USAGE', 'name a domain, or give --all')
-  return wanted.map(name => cloneConfig(config, name))
-}
 
 /** @param watch makes the progress bar of one clone */
 export async function pullCommand(

@@ -1,5 +1,7 @@
 // The keep policy: which generations it wants, and why each. Pure; order comes from seq, only the grid looks at instants.
 
+import type { Sound } from './generation.ts'
+
 /** How many to keep by each rule; 0 is a rule that keeps nothing. */
 export interface KeepPolicy {
   /** The newest so many. */
@@ -17,6 +19,11 @@ export interface Dated {
   readonly seq: number
   /** The recovery point's instant, ISO 8601 in UTC. */
   readonly instant: string
+}
+
+/** A generation as the policy looks at it. */
+export function datedOf({ id, generation: { seq, recoveryPoint } }: Sound): Dated {
+  return { id, seq, instant: recoveryPoint.instant }
 }
 
 /** The rules of the grid, each with the name of the period that an instant is in. */

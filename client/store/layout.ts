@@ -13,6 +13,8 @@ export interface Layout {
   readonly state: string
   readonly history: string
   readonly lock: string
+  /** The journal of an exchange; there only while one is open. */
+  readonly undo: string
 }
 
 export function layoutOf(dir: string): Layout {
@@ -24,6 +26,7 @@ export function layoutOf(dir: string): Layout {
     state: path.join(dir, 'state.json'),
     history: path.join(dir, 'history.jsonl'),
     lock: path.join(dir, 'lock'),
+    undo: path.join(dir, 'undo.json'),
   }
 }
 

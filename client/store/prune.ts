@@ -3,7 +3,7 @@
 import { claimReason } from './claims.ts'
 import { selectedGeneration } from './current.ts'
 import { imagesOf, isSound, isUndamaged, listGenerations, type Sound } from './generation.ts'
-import { describePolicy, keepReasons, type Dated, type KeepPolicy } from './keep.ts'
+import { datedOf, describePolicy, keepReasons, type Dated, type KeepPolicy } from './keep.ts'
 import type { Layout } from './layout.ts'
 import { neededBy, removeGeneration } from './remove.ts'
 import type { State } from './state.ts'
@@ -53,11 +53,6 @@ export function planPrune(
     else plan.remove.push({ id, seq, why: `beyond keep: ${describePolicy(policy)}` })
   }
   return plan
-}
-
-/** What the policy looks at. */
-export function datedOf({ id, generation: { seq, recoveryPoint } }: Sound): Dated {
-  return { id, seq, instant: recoveryPoint.instant }
 }
 
 /** Prunes a clone under its lock. Needs no space. Broken generations are never touched: a person has to look. */

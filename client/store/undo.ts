@@ -46,11 +46,9 @@ const journalSchema = z.object({
 export type Journal = z.infer<typeof journalSchema>
 export type ExchangedDisk = Journal['disks'][number]
 
-const fileOf = (layout: Layout): string => path.join(layout.dir, 'undo.json')
-
 /** Undefined when nothing is open. @throws Failure UNSAFE when it cannot be understood */
 export async function readJournal(layout: Layout): Promise<Journal | undefined> {
-  const file = fileOf(layout)
+  const file = layout.undo
   let text: string
   try {
     text = await readFile(file, 'utf8')
@@ -71,12 +69,12 @@ export async function readJournal(layout: Layout): Promise<Journal | undefined> 
 
 /** A step, durable before anything of it is done. */
 export async function writeJournal(layout: Layout, journal: Journal): Promise<void> {
-  await writeDurably(fileOf(layout), `${JSON.stringify(journal, undefined, 2)}\n`, 0o600)
+  await writeDurably(layout.undo, `${JSON.stringify(journal, undefined, 2)}\n`, 0o600)
 }
 
 /** Closed, and `current` shows the selected generation again. */
 export async function closeJournal(layout: Layout): Promise<void> {
-  await rm(fileOf(layout))
+  await rm(layout.undo)
   await fsyncPath(layout.dir)
   await repairCurrent(layout, await readState(layout), await soundGenerations(layout.dir))
 }
