@@ -119,8 +119,9 @@ async function perform(command: Command): Promise<number> {
       say(verified, () => verifyManifestsText(verified))
       const bad = verified.generations.filter(one => one.bad.length > 0)
       if (bad.length === 0) return 0
-      return complainOf(clone.name, `${bad.length} generations have bad files`, {
-        remedy: `what of the images is good, and a mark that they are not: clone verify ${clone.name} GENERATION`,
+      const text = `bad files in ${bad.length} of ${verified.generations.length} generations`
+      return complainOf(clone.name, text, {
+        remedy: `to see what of the images is good, and record what is not: clone verify ${clone.name} GENERATION`,
       })
     }
     case 'verify history': {

@@ -135,6 +135,9 @@ t.test('the command line becomes a command, and mistakes are USAGE', async t => 
   await parse('pull a b --if-due --config /x.yaml')
   await parse('verify a 7')
   await parse('config show a --json')
+  await parse('verify a --manifests-only')
+  await parse('verify a --history')
+  await parse('claim a 7 test-boot')
   t.match(seen, [
     {
       name: 'pull',
@@ -146,12 +149,18 @@ t.test('the command line becomes a command, and mistakes are USAGE', async t => 
     },
     { name: 'verify', domain: 'a', generation: '7' },
     { name: 'config show', domain: 'a', json: true },
+    { name: 'verify manifests', domain: 'a' },
+    { name: 'verify history', domain: 'a' },
+    { name: 'claim', domain: 'a', generation: '7', purpose: 'test-boot' },
   ])
   for (const line of [
     'frob',
     'pull a --frob',
     'list',
     'verify',
+    'verify a 7 --history',
+    'verify a --history --manifests-only',
+    'claim a 7',
     'config',
     'config frob',
     'status --log-level loud',
