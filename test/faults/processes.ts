@@ -1,6 +1,7 @@
 // What runs on a host of the lab, read and killed from outside: no command inside a host is needed, so nothing waits.
 
 import { readFileSync } from 'node:fs'
+import { HASHER } from '../../server/digest/words.ts'
 import { listProcesses, namespaceInode, signal } from '../lab/processes.ts'
 import type { Lab } from '../lab/lab.ts'
 import type { HostName } from '../lab/names.ts'
@@ -14,7 +15,8 @@ export interface HostProcessEntry {
 }
 
 /** Whom a fault kills. */
-export type Victim = 'hook' | 'nbd-server' | 'serve' | 'client' | 'virsh' | 'libvirtd' | 'QEMU'
+export type Victim =
+  'hook' | 'nbd-server' | 'serve' | 'client' | 'virsh' | 'libvirtd' | 'QEMU' | 'hasher'
 
 const IS: Record<Exclude<Victim, 'client'>, (process: HostProcessEntry) => boolean> = {
   hook: ({ command, args }) => command === 'node' && args.includes('hook'),
@@ -22,6 +24,7 @@ const IS: Record<Exclude<Victim, 'client'>, (process: HostProcessEntry) => boole
   serve: ({ command, args }) => command === 'node' && args.includes('serve'),
   virsh: ({ args }) => args.some(arg => /(^|\/)virsh$/.test(arg)),
   libvirtd: ({ command }) => command === 'libvirtd',
+  hasher: ({ command }) => command === HASHER,
   QEMU: ({ command }) => command.startsWith('qemu-system'),
 }
 

@@ -3,6 +3,7 @@
 import { ADMIN } from './admin.ts'
 import { CLIENT } from './clients.ts'
 import { GUEST } from './guest.ts'
+import { HASHING } from './hashing.ts'
 import { HOST } from './host.ts'
 import { KILLS } from './kills.ts'
 import { LIBVIRTD } from './libvirtd.ts'
@@ -18,6 +19,7 @@ export const SCENARIOS: readonly Scenario[] = [
   ...ADMIN,
   ...OFF,
   ...CLIENT,
+  ...HASHING,
   ...RANDOM,
 ]
 
