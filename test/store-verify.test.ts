@@ -4,8 +4,8 @@ import t, { type Test } from 'tap'
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { existsSync, readFileSync, readlinkSync, statSync } from 'node:fs'
-import { copyFile, mkdir, open, rename, rm, symlink, writeFile } from 'node:fs/promises'
+import { existsSync, readFileSync, readlinkSync } from 'node:fs'
+import { copyFile, mkdir, open, rm, symlink, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { pino } from 'pino'
@@ -28,6 +28,7 @@ import { layoutOf } from '../client/store/layout.ts'
 import { recordName } from '../client/store/record.ts'
 import { verifiedOf } from '../client/store/verified.ts'
 import { fakeSource, refusing, type FakeSource } from './client/fake-source.ts'
+import { unreadable } from './client/unreadable.ts'
 
 const log = pino({ level: 'silent' })
 const never = new AbortController().signal
@@ -108,24 +109,6 @@ async function lastVerified({ config }: Clone): Promise<unknown> {
 const currentOf = ({ config }: Clone): string | undefined => {
   const link = path.join(config.dir, 'current')
   return existsSync(link) ? path.basename(readlinkSync(link)) : undefined
-}
-
-/** The file as a medium gives it that cannot read one range of it any more: a FUSE mount over it. */
-async function unreadable(t: Test, file: string, from: number, length: number): Promise<void> {
-  const good = `${file}.good`
-  await rename(file, good)
-  await writeFile(file, '')
-  const pread =
-    `if [ $4 -lt ${from + length} ] && [ $(($4+$3)) -gt ${from} ]; then echo EIO >&2; exit 1; fi; ` +
-    `dd if=${good} iflag=skip_bytes,count_bytes skip=$4 count=$3 status=none`
-  const command = ['nbdkit', '-f', 'eval', `get_size=stat -c %s ${good}`, `pread=${pread}`]
-  const fuse = spawn('nbdfuse', [file, '[', ...command, ']'], { stdio: 'ignore' })
-  t.teardown(async () => {
-    const exited = once(fuse, 'exit')
-    spawnSync('umount', [file])
-    await exited
-  })
-  while (statSync(file).size === 0) await sleep(10)
 }
 
 t.test('a bad chunk of a chain is named with its file, whoever is verified', async t => {
