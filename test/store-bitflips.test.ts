@@ -202,10 +202,9 @@ for (const [method, on] of METHODS)
       })
   })
 
-t.test(
-  'a bit flips on the wire, and the source says what it had to be',
-  { skip: 'digests' in GATE ? false : 'the gate has no digests' },
-  async t => {
+// Without digests in the gate's words no pull can know.
+if ('digests' in GATE)
+  t.test('a bit flips on the wire, and the source says what it had to be', async t => {
     const bytes = randomBytes(2 * CHUNK_SIZE)
     const clone = await aClone(t, 'reflink', 'xfs', { vda: bytes }, { verify: 'source' })
     const first = await pullExactly(t, clone)
@@ -218,5 +217,4 @@ t.test(
     await checkCurrent(t, clone, first.recoveryPoint)
     await clone.source.serveNbd()
     await pullExactly(t, clone, bytes)
-  },
-)
+  })
