@@ -163,7 +163,7 @@ async function perform(command: Command): Promise<number> {
       return 0
     }
     case 'config check': {
-      const domains = configCheck(config)
+      const domains = await configCheck(config)
       say({ domains }, () => `${command.config}: good, ${domains.length} domains`)
       return 0
     }

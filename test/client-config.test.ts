@@ -74,6 +74,31 @@ const MISTAKES: [what: string, text: string, says: RegExp][] = [
     /not a user name/,
   ],
   ['a relative store', 'store: clones\n', /must be an absolute path/],
+  [
+    'a mode that YAML takes for a decimal number',
+    `${ALPHA}defaults: { ownership: { mode: 0640 } }\n`,
+    /defaults\.ownership\.mode: must be octal and in quotes/,
+  ],
+  [
+    'a mode that lets all write',
+    `${ALPHA}defaults: { ownership: { mode: '0666' } }\n`,
+    /mode: must be octal: read and write for the owner/,
+  ],
+  [
+    'an executable image',
+    `${ALPHA}defaults: { ownership: { mode: '0750' } }\n`,
+    /mode: must be octal: .* nothing to execute/,
+  ],
+  [
+    'a folder that its owner cannot enter',
+    `${ALPHA}defaults: { ownership: { dirMode: '0640' } }\n`,
+    /dirMode: must be octal: all rights for the owner/,
+  ],
+  [
+    'an owner that would be an option of getent',
+    `${ALPHA}defaults: { ownership: { owner: --help } }\n`,
+    /ownership\.owner: not a name or number/,
+  ],
 ]
 
 for (const [what, text, says] of MISTAKES)
@@ -82,11 +107,10 @@ for (const [what, text, says] of MISTAKES)
     t.end()
   })
 
-t.test('the example parses, and every domain of it resolves', t => {
+t.test('the example parses, and every domain of it resolves', async t => {
   const file = new URL('../examples/standby.yaml', import.meta.url)
   const config = parse(readFileSync(file, 'utf8'))
-  t.strictSame(configCheck(config), ['mydomain', 'orders', 'web-local'])
-  t.end()
+  t.strictSame(await configCheck(config), ['mydomain', 'orders', 'web-local'])
 })
 
 t.test('a value comes from the last layer that sets it, and says which', t => {

@@ -1,7 +1,7 @@
 // What a clone is on disk: plan and manifest, the order of a publish, crash points, retention, history, who may write.
 
 import t from 'tap'
-import { execFileSync, spawn, spawnSync } from 'node:child_process'
+import { execFileSync, spawn } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { closeSync, openSync, readFileSync, truncateSync, writeFileSync, writeSync } from 'node:fs'
 import {
@@ -15,7 +15,6 @@ import {
   symlink,
   writeFile,
 } from 'node:fs/promises'
-import { once } from 'node:events'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { createImage, openImage } from '../client/copy/image.ts'
@@ -27,7 +26,7 @@ import { CHUNK_SIZE, chunkCount, planPull, type Held, type Means } from '../clie
 import { repairCurrent } from '../client/store/current.ts'
 import { ofStore } from '../client/store/failure.ts'
 import { listGenerations, soundGenerations, type Generation } from '../client/store/generation.ts'
-import { checkBinding, checkRole, checkUnused, lockClone } from '../client/store/guard.ts'
+import { checkBinding, checkRole } from '../client/store/guard.ts'
 import { layoutOf, makeFolders, type Layout } from '../client/store/layout.ts'
 import { LINE, manifestDigest, readDigests, writeDigests } from '../client/store/manifest.ts'
 import { prune } from '../client/store/prune.ts'
@@ -337,45 +336,6 @@ t.test('a clone of another host or domain is refused, unless adopted', async t =
     code: 'UNSAFE',
     message: /belongs to domain/,
   })
-})
-
-t.test(
-  'a clone whose image a process or a loop device uses is refused, naming the user',
-  async t => {
-    const layout = await emptyClone(t)
-    const dir = await publishOne(layout, 1)
-    const image = path.join(dir, 'vda.raw')
-    const sound = await soundGenerations(layout.dir)
-    await checkUnused(layout, sound)
-    const holder = spawn('sleep', ['100'], { stdio: [openSync(image, 'r'), 'ignore', 'ignore'] })
-    await t.rejects(checkUnused(layout, sound), {
-      code: 'UNSAFE',
-      message: /process \d+ \(sleep\)/,
-    })
-    holder.kill('SIGKILL')
-    await once(holder, 'exit')
-    await checkUnused(layout, sound)
-
-    truncateSync(image, CHUNK_SIZE)
-    const loop = spawnSync('losetup', ['--find', '--show', '--read-only', image], {
-      encoding: 'utf8',
-    })
-    t.equal(loop.status, 0, loop.stderr)
-    const device = loop.stdout.trim()
-    t.teardown(() => spawnSync('losetup', ['--detach', device]))
-    await t.rejects(checkUnused(layout, sound), { code: 'UNSAFE', message: device })
-  },
-)
-
-t.test('the lock names who holds it, and is free when they are gone', async t => {
-  const layout = await emptyClone(t)
-  const unlock = lockClone(layout, 'pull')
-  t.throws(() => lockClone(layout, 'verify'), {
-    code: 'LOCKED',
-    message: `process ${process.pid} (clone pull)`,
-  })
-  unlock()
-  lockClone(layout, 'verify')()
 })
 
 t.test('freshness is the age of the recovery point on the source clock', t => {

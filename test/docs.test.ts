@@ -274,9 +274,15 @@ const CONFIGS = [
 ] as const
 
 function clonedDefault(key: string): unknown {
-  const { rpoMs, keep, stallMs } = cloneConfig(standbyOf(MINIMAL), 'd')
+  const { rpoMs, keep, stallMs, reverifyMs, ownership } = cloneConfig(standbyOf(MINIMAL), 'd')
   const kept = Object.entries(keep).map(([rule, count]) => [`keep.${rule}`, count] as const)
-  return { ...Object.fromEntries(kept), rpo: rpoMs, stall: stallMs, verify: 'readback' }[key]
+  const modes = {
+    'ownership.mode': `'${ownership.mode}'`,
+    'ownership.dirMode': `'${ownership.dirMode}'`,
+  }
+  const times = { rpo: rpoMs, stall: stallMs, reverify: reverifyMs }
+  const words = { verify: 'readback', generations: 'auto' }
+  return { ...Object.fromEntries(kept), ...times, ...words, ...modes }[key]
 }
 
 for (const { page, schema, builtIn } of CONFIGS)

@@ -13,6 +13,7 @@ import { exitOf, verifyAll, verifyCommand } from '../client/commands/verify.ts'
 import { cloneConfig, loadConfig, type CloneConfig } from '../client/config/effective.ts'
 import { CHUNK_SIZE } from '../client/plan.ts'
 import { pull, type Pulled } from '../client/pull.ts'
+import type { Method } from '../client/store/method.ts'
 import { soundGenerations, type Sound } from '../client/store/generation.ts'
 import { viewOf } from '../client/store/view.ts'
 import { trim } from '../shared/host/trim.ts'
@@ -23,7 +24,7 @@ import { unreadable } from './client/unreadable.ts'
 const log = pino({ level: 'silent' })
 const never = new AbortController().signal
 
-const METHODS: [method: string, on: FileSystem][] = [
+const METHODS: [method: Method, on: FileSystem][] = [
   ['reflink', 'xfs'],
   ['in-place', 'ext4'],
   ['copy', 'ext4'],
@@ -36,7 +37,7 @@ interface Clone {
 
 async function aClone(
   t: Test,
-  method: string,
+  method: Method,
   on: FileSystem,
   disks: Readonly<Record<string, Buffer>>,
   settings: object = {},

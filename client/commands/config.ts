@@ -4,15 +4,18 @@ import type { Effective } from '../../shared/config.ts'
 import { formatDuration } from '../../shared/quantities.ts'
 import { cloneConfig, explain } from '../config/effective.ts'
 import type { StandbyConfig } from '../config/schema.ts'
+import { resolveOwnership } from '../store/ownership.ts'
 
 export interface Shown {
   readonly clone: string
   readonly values: { readonly key: string; readonly value: string; readonly origin: string }[]
 }
 
-/** Loading did the checks that need one layer; this resolves every domain. @returns their names. @throws Failure USAGE */
-export function configCheck(config: StandbyConfig): string[] {
-  return Object.keys(config.domains).map(name => cloneConfig(config, name).name)
+/** Loading did the checks that need one layer; this resolves every domain, and its owners on this host. @returns their names. @throws Failure USAGE */
+export async function configCheck(config: StandbyConfig): Promise<string[]> {
+  const names = Object.keys(config.domains)
+  for (const name of names) await resolveOwnership(cloneConfig(config, name).ownership, name)
+  return names
 }
 
 /** @throws Failure USAGE for a domain that is not configured */

@@ -19,6 +19,15 @@ const BUILT_IN = {
   verify: 'readback',
   stall: 60_000,
   reverify: 7 * 24 * HOUR,
+  ownership: { mode: '0600', dirMode: '0700' },
+}
+
+/** Whose a clone's files shall be: names or numbers as configured, modes in octal. */
+export interface OwnershipSettings {
+  readonly owner?: string | undefined
+  readonly group?: string | undefined
+  readonly mode: string
+  readonly dirMode: string
 }
 
 /** Everything a command needs to know about one clone. */
@@ -45,6 +54,7 @@ export interface CloneConfig {
   readonly excluded: ReadonlySet<string>
   /** Targets whose images are kept on a block device -> its path. */
   readonly devices: ReadonlyMap<string, string>
+  readonly ownership: OwnershipSettings
 }
 
 const effective = z.object({
@@ -69,6 +79,12 @@ const effective = z.object({
       z.object({ exclude: z.boolean().optional(), device: z.string().optional() }),
     )
     .default({}),
+  ownership: z.object({
+    owner: z.string().optional(),
+    group: z.string().optional(),
+    mode: z.string(),
+    dirMode: z.string(),
+  }),
 })
 
 /** @throws Failure USAGE naming file, line, key and reason */
@@ -114,5 +130,6 @@ export function cloneConfig(config: StandbyConfig, clone: string): CloneConfig {
       disks.flatMap(([target, { device }]) => (device === undefined ? [] : [[target, device]])),
     ),
     excluded: new Set(disks.filter(([, disk]) => disk.exclude).map(([target]) => target)),
+    ownership: values.ownership,
   }
 }

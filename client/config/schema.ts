@@ -70,6 +70,27 @@ const source = z
 export type Source = z.infer<typeof source>
 
 const periods = z.number().int().min(0, 'how many to keep is 0 (none) or more').optional()
+/** As getent takes it: never an option. */
+const account = z
+  .union([z.string(), z.number().int().nonnegative()])
+  .transform(String)
+  .refine(text => /^[A-Za-z0-9_][A-Za-z0-9_.@\\-]{0,99}\$?$/.test(text), 'not a name or number')
+/** Only text: YAML reads 0640 as six hundred and forty. */
+const octal = (wanted: RegExp, rule: string) =>
+  z.string({ error: `must be octal and in quotes, e.g. '0640'` }).regex(wanted, rule)
+
+const ownership = z.strictObject({
+  owner: account.optional(),
+  group: account.optional(),
+  mode: octal(
+    /^0?6[046][04]$/,
+    "must be octal: read and write for the owner, nothing to execute, nothing to write for all, e.g. '0640'",
+  ).optional(),
+  dirMode: octal(
+    /^[02]?7[0-7][0145]$/,
+    "must be octal: all rights for the owner, nothing to write for all, e.g. '0750'",
+  ).optional(),
+})
 
 /** What every layer may set: defaults, groups and domains. */
 const settings = {
@@ -93,6 +114,7 @@ const settings = {
   reverify: z.union([z.literal('off'), age], 'off, or an age, e.g. 7d').optional(),
   stall: duration.optional(),
   maxDuration: duration.optional(),
+  ownership: ownership.optional(),
 }
 const layer = z.strictObject(settings)
 const domain = z.strictObject({

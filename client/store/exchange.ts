@@ -18,7 +18,7 @@ import {
   saveDisk,
   type PatchOptions,
 } from './exchange-steps.ts'
-import { readGeneration, soundGenerations, type Sound } from './generation.ts'
+import { imagesOf, readGeneration, soundGenerations, type Sound } from './generation.ts'
 import { checkUnused } from './guard.ts'
 import { manifestName, type Layout } from './layout.ts'
 import { manifestDigest } from './manifest.ts'
@@ -106,7 +106,7 @@ export async function exchange(
   const journal: Journal = { schema: 1, step: 'saving', to: to.id, state, disks: [...disks] }
   const sound = await soundGenerations(layout.dir)
   const damaged = await checkManifests(sound, to, disks)
-  await checkUnused(layout, holdersOf(sound, disks))
+  await checkUnused(layout, [], holdersOf(sound, disks).flatMap(imagesOf))
 
   // Whoever follows `current` while images change would get neither generation.
   await rm(layout.current, { force: true })
@@ -115,7 +115,7 @@ export async function exchange(
   try {
     const found = await saveAll(layout, journal, working)
     // Somebody may have come since, and from here on bytes change.
-    await checkUnused(layout, holdersOf(sound, disks))
+    await checkUnused(layout, [], holdersOf(sound, disks).flatMap(imagesOf))
     working.signal.throwIfAborted()
     await writeJournal(layout, { ...journal, step: 'patching' })
     const tolerant = to.damaged !== undefined

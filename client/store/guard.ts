@@ -5,7 +5,7 @@ import { Failure } from '../../shared/failures.ts'
 import { tryLock } from '../../shared/host/lock.ts'
 import { formatSize } from '../../shared/quantities.ts'
 import { storeFailure } from '../copy/image.ts'
-import { imagesOf, type Sound } from './generation.ts'
+import { imagesOf, type Generation, type Sound } from './generation.ts'
 import type { Layout } from './layout.ts'
 import type { State } from './state.ts'
 import { usersOf } from './users.ts'
@@ -14,7 +14,8 @@ import { usersOf } from './users.ts'
 export function lockClone(layout: Layout, command: string): () => void {
   let lock: ReturnType<typeof tryLock>
   try {
-    lock = tryLock(layout.lock, `process ${process.pid} (clone ${command})`)
+    const since = new Date().toISOString()
+    lock = tryLock(layout.lock, `process ${process.pid} (clone ${command}) since ${since}`)
   } catch (error) {
     throw storeFailure(layout.lock, error)
   }
@@ -38,6 +39,20 @@ export function checkRole(layout: Layout, state: State): void {
     )
 }
 
+/**
+ * Whose clone this is. The newest generation knows it better than state.json, which a crash can leave a step behind: a publish
+ * first uses up its seq, then makes the generation, and only then binds.
+ * @param newest the one with the highest seq, damaged or not
+ */
+export function boundTo(
+  state: Pick<State, 'bound' | 'lastSeq'>,
+  newest: Pick<Generation, 'seq' | 'source'> | undefined,
+): State['bound'] {
+  if (!newest || newest.seq < state.lastSeq) return state.bound
+  const { hostId, domainUuid } = newest.source
+  return { hostId, domainUuid }
+}
+
 /** @throws Failure UNSAFE when the clone belongs to another host's domain, unless it is adopted */
 export function checkBinding(
   layout: Layout,
@@ -58,12 +73,20 @@ export function checkBinding(
   )
 }
 
-/** @throws Failure UNSAFE naming who uses an image of any generation */
-export async function checkUnused(layout: Layout, sound: readonly Sound[]): Promise<void> {
-  const [user] = await usersOf(sound.flatMap(imagesOf))
-  if (user !== undefined)
-    throw new Failure('UNSAFE', `the clone ${layout.dir} is in use: ${user}`, {
-      remedy: 'end that use first; a copy of the images can be used freely',
+/**
+ * Whoever can write into an image of any generation is in the way of everything; who only reads, of changing what he reads.
+ * @param patched images that would be written in place or removed. @throws Failure UNSAFE naming the user
+ */
+export async function checkUnused(
+  layout: Layout,
+  sound: readonly Sound[],
+  patched: readonly string[] = [],
+): Promise<void> {
+  const [first] = (await usersOf(sound.flatMap(imagesOf))).filter(({ writes }) => writes)
+  const user = first ?? (patched.length === 0 ? undefined : (await usersOf(patched))[0])
+  if (user)
+    throw new Failure('UNSAFE', `the clone ${layout.dir} is in use: ${user.text}`, {
+      remedy: 'end that use first; a copy of the images can be used freely: clone export',
     })
 }
 

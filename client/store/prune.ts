@@ -92,5 +92,5 @@ async function holdOf(found: Sound): Promise<string | undefined> {
   const claimed = await claimReason(found.dir)
   if (claimed !== undefined) return claimed
   const [user] = await usersOf(imagesOf(found))
-  return user && `in use: ${user}`
+  return user && `in use: ${user.text}`
 }

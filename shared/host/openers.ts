@@ -5,6 +5,7 @@ import { readdir, readlink, stat, readFile } from 'node:fs/promises'
 export interface Opener {
   readonly pid: number
   readonly command: string
+  /** With any of its descriptors. */
   readonly writes: boolean
 }
 
@@ -12,30 +13,55 @@ const WRITE_FLAGS = 0o3
 
 /** Every process of this host that has the file (same device and inode) open. A vanished file has no openers. */
 export async function openersOf(file: string): Promise<Opener[]> {
-  const wanted = await stat(file).catch(() => undefined)
-  if (!wanted) return []
-  const pids = (await readdir('/proc')).filter(name => /^\d+$/.test(name))
-  const found = await Promise.all(pids.map(pid => opens(pid, wanted)))
-  return found.filter(opener => opener !== undefined)
+  return (await openersOfEach([file])).get(file) ?? []
 }
 
-async function opens(
+/** The same of many files, in one walk through /proc. @returns only files that somebody has open */
+export async function openersOfEach(files: readonly string[]): Promise<Map<string, Opener[]>> {
+  const wanted = new Map<string, string[]>()
+  for (const file of files)
+    for (const key of keysOf(await stat(file).catch(() => undefined)))
+      wanted.set(key, [...(wanted.get(key) ?? []), file])
+  const found = new Map<string, Opener[]>()
+  if (wanted.size === 0) return found
+  const pids = (await readdir('/proc')).filter(name => /^\d+$/.test(name))
+  await Promise.all(
+    pids.map(async pid => {
+      for (const [file, opener] of await opensOf(pid, wanted))
+        found.set(file, [...(found.get(file) ?? []), opener])
+    }),
+  )
+  return found
+}
+
+/** By what an open file is known: its inode; a device by its number too, whatever node it was opened by. */
+function keysOf(one: { dev: number; ino: number; rdev: number } | undefined): string[] {
+  if (!one) return []
+  const inode = `${one.dev}:${one.ino}`
+  return one.rdev === 0 ? [inode] : [inode, `device ${one.rdev}`]
+}
+
+/** Which of the wanted files a process has open. */
+async function opensOf(
   pid: string,
-  wanted: { dev: number; ino: number; rdev: number },
-): Promise<Opener | undefined> {
+  wanted: ReadonlyMap<string, string[]>,
+): Promise<Map<string, Opener>> {
+  const opens = new Map<string, Opener>()
   const fds = await readdir(`/proc/${pid}/fd`).catch(() => [])
   for (const fd of fds) {
     const link = `/proc/${pid}/fd/${fd}`
     const target = await readlink(link).catch(() => '')
     if (!target.startsWith('/')) continue
-    const found = await stat(link).catch(() => undefined)
-    const same = found && found.dev === wanted.dev && found.ino === wanted.ino
-    const sameDevice = found && wanted.rdev !== 0 && found.rdev === wanted.rdev
-    if (!same && !sameDevice) continue
+    const keys = keysOf(await stat(link).catch(() => undefined))
+    const files = new Set(keys.flatMap(key => wanted.get(key) ?? []))
+    if (files.size === 0) continue
     const info = await readFile(`/proc/${pid}/fdinfo/${fd}`, 'utf8').catch(() => '')
     const flags = parseInt(/^flags:\s*(\d+)/m.exec(info)?.[1] ?? '0', 8)
     const command = (await readFile(`/proc/${pid}/comm`, 'utf8').catch(() => '?')).trim()
-    return { pid: Number(pid), command, writes: (flags & WRITE_FLAGS) !== 0 }
+    for (const file of files) {
+      const writes = (flags & WRITE_FLAGS) !== 0 || opens.get(file)?.writes === true
+      opens.set(file, { pid: Number(pid), command, writes })
+    }
   }
-  return undefined
+  return opens
 }
