@@ -86,7 +86,7 @@ export async function timed<T>(
 export async function recordAttempt(
   layout: Layout,
   attempt: Attempt,
-  outcome: 'merged' | 'kept' | 'failed',
+  outcome: 'merged' | 'kept' | 'imported' | 'failed',
   error?: unknown,
 ): Promise<void> {
   const failure = error === undefined ? undefined : toFailure(error)

@@ -135,6 +135,26 @@ async function perform(command: Command): Promise<number> {
     }
     case 'verify':
       return verifyAndSay(command, cloneConfig(config, command.domain), say)
+    case 'export': {
+      const { exportCommand } = await import('./commands/export.ts')
+      const { progressBar } = await import('./progress.ts')
+      const { exportText } = await import('./render.ts')
+      const clone = cloneConfig(config, command.domain)
+      const watcher = progressBar(process.stderr, clone.name)
+      const exported = await exportCommand(clone, command, interruptible(), watcher)
+      say(exported, () => exportText(exported))
+      return 0
+    }
+    case 'import': {
+      const { importCommand } = await import('./commands/import.ts')
+      const { progressBar } = await import('./progress.ts')
+      const { importText } = await import('./render.ts')
+      const clone = cloneConfig(config, command.domain)
+      const watcher = progressBar(process.stderr, clone.name)
+      const imported = await importCommand(clone, command, interruptible(), watcher)
+      say(imported, () => importText(imported))
+      return 0
+    }
     case 'prune': {
       const { pruneCommand } = await import('./commands/prune.ts')
       const { domain, dryRun } = command

@@ -2,6 +2,7 @@
 
 import yargs, { type Argv } from 'yargs'
 import { Failure } from '../shared/failures.ts'
+import type { DiskFormat } from '../shared/gate.ts'
 import { exitStatusHelp } from '../shared/help.ts'
 import { LOG_LEVELS, type LogLevel } from '../shared/log-level.ts'
 import { parseDuration } from '../shared/quantities.ts'
@@ -41,6 +42,19 @@ export type Command = Global &
         readonly all: boolean
         readonly ifDue: boolean
         readonly repair: boolean
+      }
+    | {
+        readonly name: 'export'
+        readonly domain: string
+        readonly generation: string | undefined
+        readonly to: string
+        readonly format: DiskFormat | undefined
+      }
+    | {
+        readonly name: 'import'
+        readonly domain: string
+        readonly folder: string
+        readonly adopt: boolean
       }
     | { readonly name: 'prune'; readonly domain: string; readonly dryRun: boolean }
     | {
@@ -243,6 +257,49 @@ export function program(
       ({ domain, generation, dryRun, ...args }) =>
         handle({ name: 'rollback', ...global(args), domain, generation, dryRun }),
     )
+    .command(
+      'export <domain> [generation]',
+      'copy a generation into a folder that needs nothing of this program',
+      y =>
+        domain(y)
+          .positional('generation', {
+            type: 'string',
+            description: 'a recovery point or a sequence number; the newest when none is named',
+          })
+          .option('to', {
+            type: 'string',
+            demandOption: true,
+            description: 'the folder to make; it must not exist or be empty',
+          })
+          .option('format', {
+            choices: ['raw', 'qcow2'] as const,
+            description: 'convert images to this format; as they are when not given',
+          }),
+      args => {
+        const { domain, generation, to, format } = args
+        return handle({ name: 'export', ...global(args), domain, generation, to, format })
+      },
+    )
+    .command(
+      'import <domain> <folder>',
+      'seed a clone that has no generation yet from an exported folder',
+      y =>
+        domain(y)
+          .positional('folder', {
+            type: 'string',
+            demandOption: true,
+            description: 'what clone export made',
+          })
+          .option('adopt', {
+            type: 'boolean',
+            default: false,
+            description: 'bind the clone to the domain of the folder, although it is another one',
+          }),
+      args => {
+        const { domain, folder, adopt } = args
+        return handle({ name: 'import', ...global(args), domain, folder, adopt })
+      },
+    )
     .command('config', 'check or show the configuration', y =>
       y
         .command('check', 'check standby.yaml', {}, args =>
@@ -284,6 +341,7 @@ export function program(
     .example('$0 pull --all --if-due', 'from cron: pull what is half an RPO old')
     .example('$0 status', 'how old is every clone?')
     .example('$0 verify mydomain', 're-read the newest generation')
+    .example('$0 export mydomain --to /mnt/usb/mydomain', 'take the newest generation with you')
     .example('$0 config show mydomain', 'effective values, and where each comes from')
     .epilogue(`${exitStatusHelp()}\n  With several domains, the worst.`)
     .demandCommand(1, 'name a command, e.g.: clone status')

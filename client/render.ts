@@ -4,6 +4,8 @@ import { describeFailure } from '../shared/failures.ts'
 import { failureJson } from '../shared/help.ts'
 import { formatDuration, formatSize } from '../shared/quantities.ts'
 import type { Shown } from './commands/config.ts'
+import type { Exported } from './commands/export.ts'
+import type { Imported } from './commands/import.ts'
 import type { PullResult } from './commands/pull.ts'
 import type { RolledBack } from './commands/rollback.ts'
 import { table } from './table.ts'
@@ -74,6 +76,23 @@ export function rollbackText({
       ? [`  current was ${before.id}; to go back to it: clone rollback ${clone} ${before.seq}`]
       : []),
   ].join('\n')
+}
+
+export function exportText({ clone, id, seq, folder, disks }: Exported): string {
+  return `${clone}: generation ${id} (seq ${seq}) exported to ${folder} and verified: ${imagesText(disks)}`
+}
+
+export function importText({ clone, id, seq, disks }: Imported): string {
+  return `${clone}: generation ${id} (seq ${seq}) imported and verified: ${imagesText(disks)}`
+}
+
+function imagesText(disks: Exported['disks']): string {
+  return disks
+    .map(({ target, format, size, convertedFrom }) => {
+      const was = convertedFrom ? ` (was ${convertedFrom.format})` : ''
+      return `${target} ${format}${was} ${formatSize(size)}`
+    })
+    .join(', ')
 }
 
 export function showText(shown: readonly Shown[]): string {

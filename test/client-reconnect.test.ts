@@ -210,7 +210,14 @@ const sendAway = (source: FakeSource) => writeFile(path.join(source.dir, 'away')
 const letBack = (source: FakeSource) => rm(path.join(source.dir, 'away'))
 
 function pullFrom(source: FakeSource, options: Partial<PullOptions> = {}) {
-  return pull(cloneOf(source), { adopt: false, full: false, signal: never, log, watcher: NOBODY, ...options })
+  return pull(cloneOf(source), {
+    adopt: false,
+    full: false,
+    signal: never,
+    log,
+    watcher: NOBODY,
+    ...options,
+  })
 }
 
 /** Does something once, in the middle of the copy. */
@@ -485,7 +492,14 @@ t.test('--if-due leaves a clone alone that is being pulled, and only then', asyn
   await makeFolders(layout)
   const config = loadConfig(source.configFile)
   const run = (ifDue: boolean) => {
-    const flags = { domains: ['mydomain'], all: false, adopt: false, full: false, dryRun: false, ifDue }
+    const flags = {
+      domains: ['mydomain'],
+      all: false,
+      adopt: false,
+      full: false,
+      dryRun: false,
+      ifDue,
+    }
     return pullCommand(config, flags, log, never, () => NOBODY)
   }
   const pulling = lockClone(layout, 'pull')

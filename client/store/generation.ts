@@ -38,6 +38,8 @@ export const generationSchema = z.object({
         /** SHA-256 of the manifest file. */
         digest,
         layers: z.array(z.never()),
+        /** What it was before `clone export --format` converted it; the guest sees the same bytes. */
+        convertedFrom: z.object({ format: diskFormat, size: count, digest }).optional(),
       }),
     )
     .min(1),

@@ -22,7 +22,7 @@ export interface HistoryLine {
   /** When the attempt began and ended, this host's clock. */
   readonly began: string
   readonly ended: string
-  readonly outcome: 'merged' | 'kept' | 'failed'
+  readonly outcome: 'merged' | 'kept' | 'imported' | 'failed'
   readonly code?: string
   readonly message?: string
   /** The generation published, also when the merge failed after it. */

@@ -6,6 +6,7 @@ import type { SessionInfo } from '../../shared/gate.ts'
 import { fsyncPath, writeDurably } from '../../shared/host/durable.ts'
 import { generationSchema, type Generation } from './generation.ts'
 import type { Layout } from './layout.ts'
+import { ownGeneration, PRIVATE, type Ownership } from './ownership.ts'
 
 /** Writes the definitions beside the images: domain.xml, and live.xml and nvram.fd when there are any. */
 export async function writeDefinitions(dir: string, info: SessionInfo): Promise<void> {
@@ -19,12 +20,17 @@ export async function writeDefinitions(dir: string, info: SessionInfo): Promise<
   if (info.nvram !== null) await write('nvram.fd', Buffer.from(info.nvram, 'base64'))
 }
 
-/** Completes staging/<id>, whose images and manifests are fsynced already: generation.json, and all names, durably. */
-export async function seal(layout: Layout, generation: Generation): Promise<void> {
+/** Completes staging/<id>, whose images and manifests are fsynced already: generation.json, owner and mode, durably. */
+export async function seal(
+  layout: Layout,
+  generation: Generation,
+  ownership: Ownership = PRIVATE,
+): Promise<void> {
   const staged = path.join(layout.staging, generation.recoveryPoint.id)
   const text = JSON.stringify(generationSchema.parse(generation), undefined, 2)
   // This fsyncs staging/<id>/ too, with the names of everything in it.
   await writeDurably(path.join(staged, 'generation.json'), `${text}\n`, 0o600)
+  await ownGeneration(staged, ownership)
 }
 
 /**
