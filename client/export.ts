@@ -10,7 +10,6 @@ import { formatSize } from '../shared/quantities.ts'
 import type { Watcher } from './attempt.ts'
 import { convertImage, measureImage } from './convert.ts'
 import { storeFailure } from './copy/image.ts'
-import { openPool, type Pool } from './copy/pool.ts'
 import { readmeText } from './export-readme.ts'
 import { chunkCount } from './plan.ts'
 import {
@@ -18,7 +17,7 @@ import {
   copyDurably,
   makeManifest,
   nonZeroChunks,
-  readBackCopy,
+  readBackCopies,
   reflink,
 } from './store/duplicate.ts'
 import type { NewFolder } from './store/folder.ts'
@@ -29,12 +28,11 @@ import { bytesOf, checkFree, RESERVE } from './store/room.ts'
 import { viewOf, type Disk, type View } from './store/view.ts'
 
 /** What an export works with. */
-interface Work {
+export interface Work {
   readonly found: Sound
   readonly target: NewFolder
   /** Undefined: as they are. */
   readonly format: DiskFormat | undefined
-  readonly pool: Pool
   readonly signal: AbortSignal
   readonly watcher: Watcher
 }
@@ -46,21 +44,17 @@ interface Work {
 export async function exportGeneration(
   clone: string,
   generations: readonly Sound[],
-  { found, target, format, signal, watcher }: Omit<Work, 'pool'>,
+  work: Work,
   cleanup: Cleanup,
 ): Promise<Generation> {
+  const { found, target, signal, watcher } = work
   const views: View[] = []
-  // Before the views, because its threads read by their descriptors: what is deferred last is undone first.
   for (const disk of found.generation.disks) {
     const view = await viewOf(generations, found, disk)
     cleanup.defer(() => view[Symbol.asyncDispose]())
     await checkManifest(view.manifestFile, disk)
     views.push(view)
   }
-  const pool = openPool(views.reduce((sum, { disk }) => sum + chunkCount(disk.size), 0))
-  cleanup.defer(() => pool[Symbol.asyncDispose]())
-  const work: Work = { found, target, format, pool, signal, watcher }
-
   const needs = await Promise.all(views.map(view => needOf(view, work)))
   const needed = needs.reduce((sum, bytes) => sum + bytes, RESERVE)
   await checkFree(
@@ -80,12 +74,12 @@ export async function exportGeneration(
     'verify',
     disks.reduce((sum, { size }) => sum + size, 0),
   )
-  for (const disk of disks) {
-    const [file, manifest] = [imageName(disk), manifestName(disk)].map(name =>
-      path.join(target.part, name),
-    ) as [string, string]
-    await readBackCopy(file, manifest, disk.size, pool, signal, bytes => watcher.progress(bytes))
-  }
+  const copies = disks.map(disk => ({
+    file: path.join(target.part, imageName(disk)),
+    manifestFile: path.join(target.part, manifestName(disk)),
+    size: disk.size,
+  }))
+  await readBackCopies(copies, signal, bytes => watcher.progress(bytes))
 
   const verified = { level: 'all', at: new Date().toISOString() } as const
   const generation = generationSchema.parse({ ...found.generation, disks, verified })
@@ -109,7 +103,7 @@ const isConverted = ({ disk }: View, format: DiskFormat | undefined): boolean =>
   format !== undefined && format !== disk.format
 
 /** Bytes that the export of one disk takes at most. */
-async function needOf(view: View, { target, format, signal }: Work): Promise<number> {
+async function needOf(view: View, { target, format, signal }: Omit<Work, 'pool'>): Promise<number> {
   const { disk, files, manifest } = view
   const copied = bytesOf(nonZeroChunks(manifest, disk.size), disk.size)
   if (format === undefined || format === disk.format) {
@@ -146,7 +140,7 @@ async function makeImage(view: View, work: Work): Promise<Disk> {
   // What is converted has been held against its manifest: where it lies, or while it is put together.
   const from = { file: files[0] ?? '', format }
   if (isWhole(view)) {
-    await readBackCopy(from.file, manifestFile, size, work.pool, signal, onProgress)
+    await readBackCopies([{ file: from.file, manifestFile, size }], signal, onProgress)
   } else {
     from.file = path.join(target.part, `.${imageName(disk)}`)
     await copyChecked(originalOf(view), from.file, signal, onProgress)

@@ -8,7 +8,6 @@ import { fsyncPath } from '../shared/host/durable.ts'
 import { formatSize } from '../shared/quantities.ts'
 import type { Attempt, Watcher } from './attempt.ts'
 import { storeFailure } from './copy/image.ts'
-import { openPool } from './copy/pool.ts'
 import type { ImportedDisk, ImportFolder } from './import-folder.ts'
 import { chunkCount } from './plan.ts'
 import { repairCurrent } from './store/current.ts'
@@ -17,7 +16,7 @@ import {
   copyChecked,
   copyDurably,
   nonZeroChunks,
-  readBackCopy,
+  readBackCopies,
   reflink,
 } from './store/duplicate.ts'
 import { soundGenerations, type Generation } from './store/generation.ts'
@@ -59,8 +58,6 @@ export async function importFolder(
   )
 
   const total = disks.reduce((sum, { disk }) => sum + disk.size, 0)
-  const pool = openPool(disks.reduce((sum, { disk }) => sum + chunkCount(disk.size), 0))
-  cleanup.defer(() => pool[Symbol.asyncDispose]())
   watcher.phase('copy', total)
   for (const disk of disks) {
     const { read, written } = attempt.bytes
@@ -68,10 +65,11 @@ export async function importFolder(
     Object.assign(attempt.bytes, { read: read + disk.disk.size, written: written + brought })
   }
   watcher.phase('verify', total)
-  for (const { disk } of disks) {
-    const [file, manifest] = namesIn(staging, disk)
-    await readBackCopy(file, manifest, disk.size, pool, signal, bytes => watcher.progress(bytes))
-  }
+  const copies = disks.map(({ disk }) => {
+    const [file, manifestFile] = namesIn(staging, disk)
+    return { file, manifestFile, size: disk.size }
+  })
+  await readBackCopies(copies, signal, bytes => watcher.progress(bytes))
   for (const [name, content] of definitions) await write(path.join(staging, name), content)
   signal.throwIfAborted()
 

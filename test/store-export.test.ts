@@ -135,11 +135,15 @@ function checkByReadme(t: Test, folder: string): void {
   }
 }
 
+function usedOn(mounted: string): number {
+  execFileSync('sync', ['-f', mounted])
+  return Number(execFileSync('df', ['--output=used', '-B1', mounted]).toString().split('\n')[1])
+}
+
 const blocks = (file: string): number => statSync(file).blocks * 512
 
 for (const [from, to] of [
   ['xfs', 'xfs'],
-  ['ext4', 'ext4'],
   ['xfs', 'ext4'],
 ] as [FileSystem, FileSystem][])
   t.test(`a folder exported on ${from} seeds a clone on ${to}, byte for byte`, async t => {
@@ -149,6 +153,7 @@ for (const [from, to] of [
     const { seeded } = await aStore(t, path.join(here, 'store'))
     const dir = await aGeneration(clone, 1, { 'vda.raw': VDA, 'vdb.raw': VDB })
     const folder = path.join(there, 'taken')
+    const before = usedOn(there)
 
     const phases: string[] = []
     const watcher: Watcher = { ...NOBODY, phase: (name, bytes) => phases.push(`${name} ${bytes}`) }
@@ -187,8 +192,9 @@ for (const [from, to] of [
       lastAttempt: { outcome: 'imported' },
     })
     t.match(JSON.parse(readFileSync(layout.history, 'utf8')), { outcome: 'imported', seq: 1 })
-    t.match(await verifyCommand(seeded, undefined, never, NOBODY), { sound: true })
     t.strictSame(readdirSync(layout.staging), [])
+    if (from === 'xfs' && to === 'xfs')
+      t.ok(usedOn(there) - before < 3 * MIB, `blocks are shared: ${usedOn(there) - before} more`)
     await t.rejects(importCommand(seeded, { folder, adopt: true }, never, NOBODY), {
       code: 'UNSAFE',
       exit: 31,
@@ -197,23 +203,8 @@ for (const [from, to] of [
     t.match(await readState(layout), { failures: 0 }, 'a refusal says nothing of the clone')
   })
 
-t.test('on XFS neither export nor import takes the space of the images again', async t => {
-  const medium = await aMedium(t, 'xfs')
-  const { clone, seeded } = await aStore(t, path.join(medium, 'store'))
-  await aGeneration(clone, 1, { 'vda.raw': randomBytes(40 * MIB) })
-  const used = (): number => {
-    execFileSync('sync', ['-f', medium])
-    return Number(execFileSync('df', ['--output=used', '-B1', medium]).toString().split('\n')[1])
-  }
-  const before = used()
-  const folder = path.join(medium, 'taken')
-  await exportCommand(clone, { ...ALL, to: folder }, never, NOBODY)
-  await importCommand(seeded, { folder, adopt: false }, never, NOBODY)
-  t.ok(used() - before < 8 * MIB, `${used() - before} bytes more`)
-})
-
 t.test('an older generation kept in place is exported whole', async t => {
-  const { clone, seeded } = await aStore(t, path.join(await aMedium(t, 'ext4'), 'store'))
+  const { clone } = await aStore(t, path.join(await aMedium(t, 'ext4'), 'store'))
   const newer = Buffer.from(VDA)
   newer.fill(7, MIB, MIB + 100)
   newer.fill(0, 8 * MIB, 8 * MIB + 512)
@@ -244,7 +235,6 @@ t.test('an older generation kept in place is exported whole', async t => {
   t.strictSame(claims, Array(4).fill(`export-${process.pid}`), 'all that it reads is claimed')
   t.ok(readFileSync(path.join(folder, 'vda.raw')).equals(VDA))
   checkByReadme(t, folder)
-  await importCommand(seeded, { folder, adopt: false }, never, NOBODY)
 
   const converted = path.join(path.dirname(folder), 'converted')
   await exportCommand(clone, { generation: idOf(1), format: 'qcow2', to: converted }, never, NOBODY)
@@ -286,7 +276,19 @@ t.test('raw becomes qcow2 and raw again, and the guest sees the same bytes', asy
   qemuCompare(t, [raw, 'raw'], [image, 'qcow2'])
   t.equal(spawnSync('qemu-img', ['check', '-f', 'qcow2', image]).status, 0)
 
-  await importCommand(seeded, { folder, adopt: false }, never, NOBODY)
+  const ownership = { owner: '1', group: '6', mode: '0640', dirMode: '0750' }
+  const owned = { ...seeded, ownership }
+  const imported = await importCommand(owned, { folder, adopt: false }, never, NOBODY)
+  const seen = (file: string) => {
+    const { uid, gid, mode } = statSync(file)
+    return [uid, gid, (mode & 0o777).toString(8)]
+  }
+  for (const name of readdirSync(imported.dir))
+    t.strictSame(seen(path.join(imported.dir, name)), [1, 6, '640'], name)
+  for (const one of [imported.dir, path.dirname(imported.dir), seeded.dir])
+    t.strictSame(seen(one), [1, 6, '750'], one)
+  t.match(await verifyCommand(seeded, undefined, never, NOBODY), { sound: true })
+
   const back = path.join(path.dirname(folder), 'back')
   await exportCommand(seeded, { ...ALL, format: 'raw', to: back }, never, NOBODY)
   t.ok(readFileSync(path.join(back, 'vda.raw')).equals(VDA))
@@ -583,27 +585,4 @@ t.test('a folder that was tampered with seeds nothing', async t => {
   await t.rejects(again(false), { code: 'UNSAFE', message: /belongs to domain/ })
   t.match(await again(true), { id: idOf(1) })
   t.match(await readState(layoutOf(seeded.dir)), { bound: { hostId: HOST, domainUuid: UUID } })
-})
-
-t.test('what is imported belongs to whom the configuration says', async t => {
-  const dir = await aFolder(t)
-  const { clone, seeded } = await aStore(t, path.join(dir, 'store'))
-  await aGeneration(clone, 1, { 'vda.raw': VDB })
-  const folder = path.join(dir, 'taken')
-  await exportCommand(clone, { ...ALL, to: folder }, never, NOBODY)
-  const ownership = { owner: '1', group: '6', mode: '0640', dirMode: '0750' }
-  const imported = await importCommand(
-    { ...seeded, ownership },
-    { folder, adopt: false },
-    never,
-    NOBODY,
-  )
-  const seen = (file: string) => {
-    const { uid, gid, mode } = statSync(file)
-    return [uid, gid, (mode & 0o777).toString(8)]
-  }
-  for (const name of readdirSync(imported.dir))
-    t.strictSame(seen(path.join(imported.dir, name)), [1, 6, '640'], name)
-  for (const one of [imported.dir, path.dirname(imported.dir), seeded.dir])
-    t.strictSame(seen(one), [1, 6, '750'], one)
 })

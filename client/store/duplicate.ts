@@ -8,7 +8,7 @@ import { promisify } from 'node:util'
 import { Failure } from '../../shared/failures.ts'
 import { fsyncPath } from '../../shared/host/durable.ts'
 import { openImage, storeFailure } from '../copy/image.ts'
-import type { Pool } from '../copy/pool.ts'
+import { openPool } from '../copy/pool.ts'
 import { mustPassCache } from '../copy/medium.ts'
 import { allRuns, offsetOf, workOff } from '../copy/runs.ts'
 import { CHUNK_SIZE, chunkCount, chunkLength } from '../plan.ts'
@@ -200,27 +200,34 @@ export async function makeManifest(
   return { size, digest: await manifestDigest(manifestFile, chunkCount(size)) }
 }
 
-/** Reads a finished copy back from the medium. @throws Failure INTEGRITY naming the first bad chunk */
-export async function readBackCopy(
-  file: string,
-  manifestFile: string,
-  size: number,
-  pool: Pool,
+export interface Copy {
+  readonly file: string
+  readonly manifestFile: string
+  /** Bytes. */
+  readonly size: number
+}
+
+/** Reads images back from the medium and holds them against their manifests. @throws Failure INTEGRITY naming the first bad chunk */
+export async function readBackCopies(
+  copies: readonly Copy[],
   signal: AbortSignal,
   onProgress: (bytes: number) => void,
 ): Promise<void> {
-  await using image = await openImage(file, manifestFile)
-  const { fd, manifest } = image
-  const { direct } = await mustPassCache(file, image.direct, pool.slots.at(-1), signal)
-  const job = { kind: 'check', size, fd, direct, manifest } as const
-  const through = { pool, signal, onProgress }
-  const [first, ...more] = await workOff(allRuns(chunkCount(size)), () => job, file, through)
-  if (first)
-    throw new Failure(
-      'INTEGRITY',
-      `${file}: ${more.length + 1} chunks differ from the manifest, the first is ${offsetOf(first)}`,
-      { remedy: 'suspect the medium it lies on, or the memory of this host; see dmesg' },
-    )
+  await using pool = openPool(copies.reduce((sum, { size }) => sum + chunkCount(size), 0))
+  for (const { file, manifestFile, size } of copies) {
+    await using image = await openImage(file, manifestFile)
+    const { fd, manifest } = image
+    const { direct } = await mustPassCache(file, image.direct, pool.slots.at(-1), signal)
+    const job = { kind: 'check', size, fd, direct, manifest } as const
+    const through = { pool, signal, onProgress }
+    const [first, ...more] = await workOff(allRuns(chunkCount(size)), () => job, file, through)
+    if (first)
+      throw new Failure(
+        'INTEGRITY',
+        `${file}: ${more.length + 1} chunks differ from the manifest, the first is ${offsetOf(first)}`,
+        { remedy: 'suspect the medium it lies on, or the memory of this host; see dmesg' },
+      )
+  }
 }
 
 const fileStat = async (file: string): Promise<Stats> =>
