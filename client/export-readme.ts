@@ -66,9 +66,9 @@ export function readmeText(generation: Generation, from: string): string {
     pools.length > 0 &&
       `   Storage pools that it names: ${pools.map(({ name }) => name).join(', ')}. See generation.json for their XML.`,
     '',
-    '2. Let QEMU read and write the images (its user is often libvirt-qemu or qemu), define and start it:',
+    '2. Give the images to the user that QEMU runs as (libvirt-qemu on Debian, qemu on Fedora), define and start it:',
     '',
-    indented(['virsh define start.xml', `virsh start ${domain}`]),
+    indented(['chown -R libvirt-qemu: FOLDER', 'virsh define start.xml', `virsh start ${domain}`]),
     '',
     'SEED A CLONE WITH IT',
     '',

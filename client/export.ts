@@ -1,6 +1,6 @@
 // One generation as a folder that needs nothing of ours: images, manifests, definitions, and how to use them.
 
-import { rm, writeFile } from 'node:fs/promises'
+import { chmod, rm, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import type { Cleanup } from '../shared/cleanup.ts'
 import { Failure } from '../shared/failures.ts'
@@ -154,6 +154,7 @@ async function makeImage(view: View, work: Work): Promise<Disk> {
   )
   watcher.note?.(`converting disk ${name} from ${format} to ${to.format}`)
   await convertImage(from, to, signal)
+  await chmod(to.file, 0o600)
   if (!isWhole(view)) await rm(from.file)
   const made = await makeManifest(to.file, manifest, signal)
   return { ...converted, ...made, layers: [], convertedFrom: { format, size, digest } }

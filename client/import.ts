@@ -58,18 +58,25 @@ export async function importFolder(
   )
 
   const total = disks.reduce((sum, { disk }) => sum + disk.size, 0)
+  let began = performance.now()
+  const phaseEnds = (name: string): void => {
+    attempt.seconds[name] = Math.round(performance.now() - began) / 1000
+    began = performance.now()
+  }
   watcher.phase('copy', total)
   for (const disk of disks) {
     const { read, written } = attempt.bytes
     const brought = await bringIn(disk, staging, shared, signal, bytes => watcher.progress(bytes))
     Object.assign(attempt.bytes, { read: read + disk.disk.size, written: written + brought })
   }
+  phaseEnds('copy')
   watcher.phase('verify', total)
   const copies = disks.map(({ disk }) => {
     const [file, manifestFile] = namesIn(staging, disk)
     return { file, manifestFile, size: disk.size }
   })
   await readBackCopies(copies, signal, bytes => watcher.progress(bytes))
+  phaseEnds('verify')
   for (const [name, content] of definitions) await write(path.join(staging, name), content)
   signal.throwIfAborted()
 

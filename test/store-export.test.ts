@@ -125,6 +125,9 @@ const generationIn = (folder: string): Generation =>
 
 /** The commands of README.txt, as a reader types them. */
 function checkByReadme(t: Test, folder: string): void {
+  t.equal(statSync(folder).mode & 0o777, 0o700)
+  for (const name of readdirSync(folder))
+    t.equal(statSync(path.join(folder, name)).mode & 0o777, 0o600, name)
   const readme = readFileSync(path.join(folder, 'README.txt'), 'utf8')
   const typed = readme.split('CHECK IT')[1]?.split('Copy it with')[0] ?? ''
   const commands = typed.split('\n').filter(line => line.startsWith('    '))
@@ -170,8 +173,6 @@ for (const [from, to] of [
     checkByReadme(t, folder)
     t.ok(readFileSync(path.join(folder, 'vda.raw')).equals(VDA))
     t.ok(blocks(path.join(folder, 'vda.raw')) <= 4 * MIB + 64 * 1024, 'zeros are holes')
-    t.equal(statSync(folder).mode & 0o777, 0o700)
-    t.equal(statSync(path.join(folder, 'vda.raw')).mode & 0o777, 0o600)
     t.strictSame(readdirSync(path.join(dir, 'claims')), [], 'the claim is released')
 
     const imported = await importCommand(seeded, { folder, adopt: false }, never, NOBODY)
@@ -191,14 +192,17 @@ for (const [from, to] of [
       lastSeq: 1,
       lastAttempt: { outcome: 'imported' },
     })
-    t.match(JSON.parse(readFileSync(layout.history, 'utf8')), { outcome: 'imported', seq: 1 })
+    t.match(JSON.parse(readFileSync(layout.history, 'utf8')), {
+      ...{ outcome: 'imported', seq: 1 },
+      seconds: { copy: Number, verify: Number },
+    })
     t.strictSame(readdirSync(layout.staging), [])
     if (from === 'xfs' && to === 'xfs')
       t.ok(usedOn(there) - before < 3 * MIB, `blocks are shared: ${usedOn(there) - before} more`)
     await t.rejects(importCommand(seeded, { folder, adopt: true }, never, NOBODY), {
       code: 'UNSAFE',
       exit: 31,
-      message: /has 1 generations already/,
+      message: /has a generation already/,
     })
     t.match(await readState(layout), { failures: 0 }, 'a refusal says nothing of the clone')
   })

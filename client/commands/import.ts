@@ -87,10 +87,11 @@ function checkNoDevice({ devices }: CloneConfig, { disks }: Generation): void {
 /** @throws Failure UNSAFE when the clone has any generation, also one that cannot be read */
 async function checkEmpty(clone: CloneConfig, layout: Layout): Promise<void> {
   const found = await listGenerations(layout.dir)
-  if (found.length > 0)
+  const [first] = found
+  if (first)
     throw new Failure(
       'UNSAFE',
-      `${layout.dir} has ${found.length} generations already; an import only seeds a clone that has none`,
+      `${layout.dir} has a generation already, ${first.id}; an import only seeds a clone that has none`,
       { remedy: `pull instead: clone pull ${clone.name}` },
     )
 }
