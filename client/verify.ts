@@ -12,6 +12,7 @@ import { chunkCount } from './plan.ts'
 import type { Sound } from './store/generation.ts'
 import { imageName, manifestName } from './store/layout.ts'
 import { manifestDigest } from './store/manifest.ts'
+import { recordsOf } from './store/record.ts'
 import { chainOf, viewOf, type Disk, type Link } from './store/view.ts'
 
 export interface VerifiedDisk {
@@ -56,7 +57,9 @@ export async function verifyDisk(found: Sound, disk: Disk, reader: Reader): Prom
   if (typeof chain === 'string') {
     const file = path.join(found.dir, imageName(disk))
     const manifest = await manifestProblem(path.join(found.dir, manifestName(disk)), disk)
-    return { target, file, size, bad: [], ...some({ manifest, image: chain }) }
+    const records = await orDamage(() => recordsOf(found.dir, disk))
+    const image = records.length === 0 ? `${file}: missing` : chain
+    return { target, file, size, bad: [], ...some({ manifest, image }) }
   }
   const problems = await Promise.all(chain.map(link => manifestProblem(link.manifest, link.disk)))
   const manifest = problems.find(problem => problem !== undefined)
