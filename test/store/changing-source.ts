@@ -58,7 +58,7 @@ export async function changingSource(everNamed: readonly string[]): Promise<Chan
 export function changed(content: Buffer, ...chunks: readonly number[]): Buffer {
   const copy = Buffer.from(content)
   for (const chunk of chunks) {
-    const at = chunk * 1024 * 1024 + 4711
+    const at = chunk * 1024 * 1024 + 471
     copy.writeUInt8(copy.readUInt8(at) ^ 0xff, at)
   }
   return copy

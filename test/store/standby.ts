@@ -6,6 +6,7 @@ import { readFile, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { ROOT } from '../lab/names.ts'
 import type { ChangingSource } from './changing-source.ts'
+import { inProcess, type Handling } from './in-process.ts'
 
 const CLI = path.join(ROOT, 'dist', 'client', 'cli.js')
 export const DOMAIN = 'mydomain'
@@ -22,15 +23,19 @@ export interface Standby {
   readonly configFile: string
   /** The clone's folder. */
   readonly dir: string
-  /** `clone COMMAND mydomain …`. */
+  /** `clone COMMAND mydomain …`, by the built program. */
   clone(command: string, ...more: readonly string[]): Promise<Ran>
   /** The same in the background, to be signalled. */
-  start(
-    command: string,
-    ...more: readonly string[]
-  ): { kill(signal: NodeJS.Signals): void; ended: Promise<Ran> }
+  start(command: string, ...more: readonly string[]): Running
+  /** The same in this process where that can be, which is quicker. */
+  quick(handling: Handling, command: string, ...more: readonly string[]): Promise<Ran>
   /** Other settings of the domain from now on, YAML lines. */
   configure(...settings: readonly string[]): Promise<void>
+}
+
+export interface Running {
+  kill(signal: NodeJS.Signals): void
+  readonly ended: Promise<Ran>
 }
 
 /** @param store folder of the clones @param settings of the domain, e.g. `generations: in-place` */
@@ -73,6 +78,10 @@ export async function aStandby(
     configure,
     start,
     clone: (command, ...more) => start(command, ...more).ended,
+    async quick(handling, command, ...more) {
+      const argv = [command, DOMAIN, ...more, '--config', configFile]
+      return (await inProcess(argv, handling)) ?? (await start(command, ...more).ended)
+    },
   }
 }
 
