@@ -2,7 +2,7 @@
 # `install_packages`, or run it: `sh test/lab/packages.sh`. Quiet and quick when everything is there.
 
 LAB_PACKAGES='nbd-server nbd-client libnbd-bin nbdkit qemu-utils qemu-system-x86
-libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system libvirt-clients
+libvirt-daemon libvirt-daemon-driver-qemu ovmf libvirt-daemon-system libvirt-clients
 openssh-server openssh-client qemu-guest-agent busybox-static linux-image-cloud-amd64
 kmod xz-utils cpio iproute2 util-linux e2fsprogs xfsprogs fuse3 git ca-certificates systemd perl-base'
 
