@@ -1,29 +1,31 @@
-// The power goes while a store is written: at any write of publish, prune and rollback, what is left after one command is a
-// whole clone. A sample; `npm run test:faults -- --only store-power` tries every write.
+// A store is broken, and must be whole again after one command: power cuts at any of its writes, kills, a full file system, a
+// bad medium, flipped bits, clocks that jump. A sample of each; `npm run test:faults -- --only store` does them all.
 
 import t from 'tap'
-import { diceOf } from './faults/scenario.ts'
-import { changingSource } from './store/changing-source.ts'
-import { recordCommands, WAYS, wrongAfter } from './store/powercut.ts'
-import { someOf } from './store/replay.ts'
+import { execa } from 'execa'
+import { built, PLAIN } from './store/built.ts'
+import type { Told } from './store/run.ts'
 
-const CUTS = 15
-/** Of the cuts, every so manieth is followed by a pull. */
-const HEAL_EVERY = 7
+const seed = process.env['SEED'] ?? String(Date.now() % 1_000_000)
 
-const seed = Number(process.env['SEED'] ?? Date.now() % 1_000_000)
+const SAMPLES: readonly (readonly [what: string, way: string, times: number])[] = [
+  ['power', 'reflink', 15],
+  ['power', 'in-place', 15],
+  ['kill', 'in-place', 4],
+  ['space', 'reflink', 4],
+  ['io', 'in-place', 4],
+  ['flip', 'reflink', 3],
+  ['swap', 'in-place', 2],
+  ['clock', 'reflink', 3],
+]
 
-for (const way of WAYS)
-  t.test(`a power cut at any write leaves a whole clone: ${way.name}`, async t => {
+for (const [what, way, times] of SAMPLES)
+  t.test(`${what}, ${way}: what is left is a whole clone`, async t => {
     t.comment(`seed ${seed}`)
-    const dice = diceOf(seed)
-    await using source = await changingSource(['vda', 'vdb'])
-    await using recorded = await recordCommands(source, way, dice)
-    t.ok(recorded.cuts.length > 10 * CUTS, `${recorded.cuts.length} writes to cut at`)
-    for (const [index, cut] of someOf(recorded.cuts, CUTS, dice).entries())
-      t.strictSame(
-        await wrongAfter(recorded, cut, index % HEAL_EVERY === 0),
-        [],
-        `cut at ${cut.at}`,
-      )
+    const argv = [built('run'), what, way, seed, String(times)]
+    const ran = await execa(process.execPath, argv, { env: PLAIN, reject: false, timeout: 250_000 })
+    t.equal(ran.exitCode, 0, ran.stderr)
+    const { times: done, wrong } = JSON.parse(ran.stdout) as Told
+    t.equal(done, times)
+    t.strictSame(wrong, [])
   })

@@ -7,7 +7,7 @@ import { copyFile, mkdir, open, readFile, statfs, truncate } from 'node:fs/promi
 import path from 'node:path'
 import { aDevice, aMedium } from './client/medium.ts'
 import { ROOT } from './lab/names.ts'
-import { changed, changingSource, type Disks } from './store/changing-source.ts'
+import { altered, changingSource, type Disks } from './store/changing-source.ts'
 import { aStandby } from './store/standby.ts'
 
 const MIB = 1024 * 1024
@@ -26,11 +26,11 @@ t.test(
     await using source = await changingSource(['vda'])
     const mounted = await aMedium(t, 'xfs', 700)
     const standby = await aStandby(source, path.join(mounted, 'store'))
-    const content = randomBytes(200 * MIB)
-    await source.become(raw(content))
+    const disks = raw(randomBytes(200 * MIB))
+    await source.become(disks)
     t.match(await standby.clone('pull'), { code: 0 })
     const before = await taken(mounted)
-    await source.become(raw(changed(content, 17, 150)))
+    await source.become(altered(disks, 'vda', 17, 150))
     t.match(await standby.clone('pull'), { code: 0 })
     const grown = (await taken(mounted)) - before
     t.ok(grown <= 2 * 2 * MIB + 16 * MIB, `it grows by ${(grown / MIB).toFixed(1)} MiB`)

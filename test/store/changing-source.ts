@@ -13,6 +13,8 @@ export interface ChangingSource extends AsyncDisposable {
   readonly fake: FakeSource
   /** Recovery point -> what its disks held: the truth that every clone is compared with. */
   readonly known: ReadonlyMap<string, Disks>
+  /** A recovery point is known by another id, too. */
+  alias(id: string, other: string): void
   /** What the disks hold from now on. */
   become(disks: Disks): Promise<void>
 }
@@ -45,6 +47,7 @@ export async function changingSource(everNamed: readonly string[]): Promise<Chan
   return {
     fake,
     known,
+    alias: (id, other) => void known.set(other, known.get(id) ?? {}),
     async become(next) {
       disks = next
       for (const [target, { content }] of Object.entries(next))
@@ -55,11 +58,26 @@ export async function changingSource(everNamed: readonly string[]): Promise<Chan
 }
 
 /** A copy of `content` with one byte changed in each of these chunks of 1 MiB. */
-export function changed(content: Buffer, ...chunks: readonly number[]): Buffer {
+function changed(content: Buffer, ...chunks: readonly number[]): Buffer {
   const copy = Buffer.from(content)
   for (const chunk of chunks) {
     const at = chunk * 1024 * 1024 + 471
     copy.writeUInt8(copy.readUInt8(at) ^ 0xff, at)
   }
   return copy
+}
+
+/** One disk with a byte changed in each of these chunks. */
+export function altered(disks: Disks, target: string, ...chunks: readonly number[]): Disks {
+  return withContent(disks, target, content => changed(content, ...chunks))
+}
+
+export function withContent(
+  disks: Disks,
+  target: string,
+  change: (content: Buffer) => Buffer,
+): Disks {
+  const disk = disks[target]
+  if (!disk) throw new Error(`there is no ${target}`)
+  return { ...disks, [target]: { ...disk, content: change(disk.content) } }
 }

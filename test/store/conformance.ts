@@ -7,7 +7,7 @@ import path from 'node:path'
 import type { Test } from 'tap'
 import { NOBODY, type Watcher } from '../../client/attempt.ts'
 import { Failure } from '../../shared/failures.ts'
-import { changed, changingSource, type Disks } from './changing-source.ts'
+import { altered, changingSource, withContent, type Disks } from './changing-source.ts'
 import { aStandby, hasCommand, type Ran, type Standby } from './standby.ts'
 import { currentOf, generationsIn, wrongIn } from './truth.ts'
 
@@ -55,16 +55,6 @@ export function someDisks(): Disks {
     vda: { format: 'raw', content: vda },
     vdb: { format: 'raw', content: randomBytes(MIB + 512) },
   }
-}
-
-function altered(disks: Disks, target: string, ...chunks: readonly number[]): Disks {
-  return withContent(disks, target, content => changed(content, ...chunks))
-}
-
-function withContent(disks: Disks, target: string, change: (content: Buffer) => Buffer): Disks {
-  const disk = disks[target]
-  if (!disk) throw new Error(`there is no ${target}`)
-  return { ...disks, [target]: { ...disk, content: change(disk.content) } }
 }
 
 /** Runs all behaviours, each on a store of its own. */

@@ -8,7 +8,7 @@ import { statusCommand } from '../../client/commands/status.ts'
 import { cloneConfig, loadConfig } from '../../client/config/effective.ts'
 import type { FileSystem } from '../client/medium.ts'
 import type { Dice } from '../faults/scenario.ts'
-import { changed, type ChangingSource, type Disks } from './changing-source.ts'
+import { altered, type ChangingSource, type Disks } from './changing-source.ts'
 import { record } from './recorder.ts'
 import { everyCut, marksBefore, Replay, type Cut } from './replay.ts'
 import { aStandby, DOMAIN, hasCommand, type Standby } from './standby.ts'
@@ -24,10 +24,13 @@ export interface Way {
 }
 
 /** Every kind of store that lies in a file system. */
-export const WAYS: readonly Way[] = [
-  { name: 'xfs', type: 'xfs', settings: [] },
-  { name: 'ext4', type: 'ext4', settings: [] },
-]
+export const WAYS = {
+  reflink: { name: 'reflink on XFS', type: 'xfs', settings: ['generations: reflink'] },
+  'in-place': { name: 'in place on ext4', type: 'ext4', settings: ['generations: in-place'] },
+  'in-place-xfs': { name: 'in place on XFS', type: 'xfs', settings: ['generations: in-place'] },
+  copy: { name: 'copies on ext4', type: 'ext4', settings: ['generations: copy'] },
+} as const satisfies Record<string, Way>
+export type WayName = keyof typeof WAYS
 
 /** What stands once a command has ended. */
 interface Stage {
@@ -44,7 +47,8 @@ export interface Recorded extends AsyncDisposable {
   readonly stages: readonly Stage[]
 }
 
-const small = (): Disks => ({
+/** vda has data, a hole and an odd end; vdb is as small as can be. */
+export const small = (): Disks => ({
   vda: {
     format: 'raw',
     content: Buffer.concat([randomBytes(2 * MIB), Buffer.alloc(MIB), randomBytes(MIB + 512)]),
@@ -52,19 +56,13 @@ const small = (): Disks => ({
   vdb: { format: 'qcow2', content: randomBytes(MIB) },
 })
 
-function altered(disks: Disks, ...chunks: number[]): Disks {
-  const vda = disks['vda']
-  if (!vda) throw new Error('there is no vda')
-  return { ...disks, vda: { ...vda, content: changed(vda.content, ...chunks) } }
-}
-
 type Do = (command: string, ...more: string[]) => Promise<void>
 
 /** Publishes a first and later pulls, prunes, goes back and forward. */
 async function live(source: ChangingSource, standby: Standby, way: Way, does: Do): Promise<void> {
   let disks = small()
   for (const chunks of [[], [0, 3], [1], [0]]) {
-    disks = altered(disks, ...chunks)
+    disks = altered(disks, 'vda', ...chunks)
     await source.become(disks)
     await does('pull')
   }

@@ -26,6 +26,8 @@ export interface RecordedDisk {
   readonly file: string
   readonly socket: string
   readonly size: number
+  /** Whether the events are kept; else only the disk is. */
+  readonly kept: boolean
 }
 
 const EIO = 5
@@ -40,6 +42,7 @@ let failing: Failing = 'nothing'
 
 function write(offset: number, data: Buffer): void {
   writeSync(fd, data, 0, data.length, offset)
+  if (!disk.kept) return
   const zero = data.every(byte => byte === 0)
   events.push(
     zero

@@ -22,6 +22,8 @@ export interface Recorder extends AsyncDisposable {
   mark(what: string): Promise<void>
   /** Has reads or writes of the disk end in EIO, or lets them work again. */
   fail(what: Failing): Promise<void>
+  /** Unmounts and mounts again, as after a reboot. */
+  remount(): Promise<void>
   /** A file: the disk as mkfs left it. */
   readonly made: string
   /** All that was written since then, with the marks. */
@@ -34,13 +36,14 @@ const MIB = 1024 * 1024
 
 const run = (program: string, ...args: string[]) => execa(program, args, { stdin: 'ignore' })
 
-/** Makes and mounts a file system that is recorded; seen in this mount namespace only. @param mib its size */
-export async function record(type: FileSystem, mib = SIZE[type]): Promise<Recorder> {
+/** Makes and mounts a file system that is recorded; seen in this mount namespace only. @param kept whether its writes are kept */
+export async function record(type: FileSystem, kept = true): Promise<Recorder> {
   const dir = await mkdtemp(path.join(tmpdir(), 'nbd-clone-recorded-'))
   const disk: RecordedDisk = {
     file: path.join(dir, 'disk'),
     socket: path.join(dir, 'nbd.sock'),
-    size: mib * MIB,
+    size: SIZE[type] * MIB,
+    kept,
   }
   await writeFile(disk.file, '')
   await truncate(disk.file, disk.size)
@@ -69,13 +72,18 @@ export async function record(type: FileSystem, mib = SIZE[type]): Promise<Record
   )
   const file = path.join(fuse, 'disk')
   await untilThere(file)
-  await run('mount', '-o', 'loop', file, mounted)
+  const mount = () => run('mount', '-o', 'loop', file, mounted)
+  await mount()
 
   return {
     mounted,
     type,
     size: disk.size,
     made,
+    async remount() {
+      await run('umount', mounted)
+      await mount()
+    },
     mark: async what => {
       await ask({ kind: 'mark', what })
     },

@@ -1,0 +1,191 @@
+// A store that is broken again and again in one way, by the real program on a real file system. After each time one command
+// must leave a whole clone, and the next pull must be as good as any.
+
+import { execa } from 'execa'
+import { existsSync } from 'node:fs'
+import { readFile, rename, statfs, writeFile } from 'node:fs/promises'
+import path from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
+import { newRecoveryPointId } from '../../shared/names.ts'
+import type { Dice } from '../faults/scenario.ts'
+import { altered, changingSource } from './changing-source.ts'
+import { small, type Way } from './powercut.ts'
+import { record, type Recorder } from './recorder.ts'
+import { aStandby, hasCommand, type Standby } from './standby.ts'
+import { currentOf, generationsIn, wrongIn } from './truth.ts'
+
+const MIB = 1024 * 1024
+/** A command takes about as long. */
+const COMMAND_MS = 1500
+const SPACE = 22
+const INTEGRITY = 21
+/** Internal errors and wrong usage: no fault may look like these. */
+const NEVER = [1, 2]
+
+interface Stand {
+  readonly standby: Standby
+  readonly medium: Recorder
+  readonly dice: Dice
+}
+/** Breaks something once. @returns what was wrong already then */
+type Break = (stand: Stand) => Promise<string[]>
+
+const pick = <T>(dice: Dice, ...from: readonly [T, ...T[]]): T =>
+  from[Math.floor(dice() * from.length)] ?? from[0]
+
+/** Any command that writes to a clone. */
+async function someCommand({ standby, dice }: Stand): Promise<[string, ...string[]]> {
+  const [oldest = ''] = await generationsIn(standby.dir)
+  const always: [string, ...string[]][] = [['prune'], ['verify']]
+  if (hasCommand('rollback')) always.push(['rollback', oldest], ['rollback', 'newest'])
+  return pick<[string, ...string[]]>(dice, ['pull'], ['pull'], ...always)
+}
+
+const kill: Break = async stand => {
+  const running = stand.standby.start(...(await someCommand(stand)))
+  await delay(stand.dice() * COMMAND_MS)
+  running.kill('SIGKILL')
+  await running.ended
+  return []
+}
+
+/** Somebody else leaves so little space that some command will meet the end at some phase. */
+const space: Break = async stand => {
+  const { bavail, bsize } = await statfs(stand.medium.mounted)
+  const ballast = path.join(stand.medium.mounted, 'ballast')
+  const free = Math.floor(stand.dice() ** 2 * 12 * MIB)
+  await execa('fallocate', ['-l', String(Math.max(1, bavail * bsize - free)), ballast])
+  const command = await someCommand(stand)
+  const { code, stderr } = await stand.standby.clone(...command)
+  await execa('rm', [ballast])
+  return code === 0 || code === SPACE ? [] : [`clone ${command.join(' ')} exits ${code}: ${stderr}`]
+}
+
+const io: Break = async stand => {
+  const command = await someCommand(stand)
+  const running = stand.standby.start(...command)
+  await delay(stand.dice() * COMMAND_MS)
+  await stand.medium.fail(pick(stand.dice, 'writes', 'writes', 'reads'))
+  const { code, stderr } = await running.ended
+  await stand.medium.fail('nothing')
+  await stand.medium.remount()
+  return NEVER.includes(code) ? [`clone ${command.join(' ')} exits ${code}: ${stderr}`] : []
+}
+
+/** One bit of the newest generation. */
+const flip: Break = async ({ standby, dice }) => {
+  const id = (await generationsIn(standby.dir)).at(-1) ?? ''
+  const dir = path.join(standby.dir, 'generations', id)
+  const file = path.join(dir, pick(dice, 'vda.raw', 'vdb.qcow2', 'vda.manifest', 'vdb.manifest'))
+  const bytes = await readFile(file)
+  const at = Math.floor(dice() * bytes.length)
+  bytes.writeUInt8(bytes.readUInt8(at) ^ (1 << Math.floor(dice() * 8)), at)
+  await writeFile(file, bytes)
+  return isFound(standby, id, `bit ${at} of ${path.basename(file)}`)
+}
+
+const swap: Break = async ({ standby }) => {
+  const id = (await generationsIn(standby.dir)).at(-1) ?? ''
+  const dir = path.join(standby.dir, 'generations', id)
+  const [one, other, aside] = ['vda.manifest', 'vdb.manifest', 'aside'].map(name =>
+    path.join(dir, name),
+  ) as [string, string, string]
+  await rename(one, aside)
+  await rename(other, one)
+  await rename(aside, other)
+  return isFound(standby, id, 'swapped manifests')
+}
+
+/** generation.json says another digest. */
+const digest: Break = async ({ standby }) => {
+  const id = (await generationsIn(standby.dir)).at(-1) ?? ''
+  const file = path.join(standby.dir, 'generations', id, 'generation.json')
+  const text = await readFile(file, 'utf8')
+  await writeFile(
+    file,
+    text.replace(/("digest": ")(.)/, (_, key: string, digit: string) => {
+      return `${key}${digit === '0' ? '1' : '0'}`
+    }),
+  )
+  return isFound(standby, id, 'a digest in generation.json')
+}
+
+async function isFound(standby: Standby, id: string, what: string): Promise<string[]> {
+  const { code, stderr } = await standby.clone('verify', id)
+  const wrong = code === INTEGRITY ? [] : [`verify of ${what} exits ${code}: ${stderr}`]
+  if ((await currentOf(standby.dir)) === id) wrong.push(`${what}: current still shows it`)
+  return wrong
+}
+
+/** The source's clock stands days off; order must not come from it. */
+const clock: Break = async ({ standby, dice }) => {
+  const { handlers } = standby.source.fake
+  const usual = { info: handlers['session.info'], hello: handlers.hello }
+  const days = Math.round((dice() - 0.5) * 60)
+  const then = new Date(Date.now() + days * 86_400_000)
+  const id = newRecoveryPointId(then)
+  const recoveryPoint = { id, instant: then.toISOString(), consistency: 'crash' as const }
+  handlers.hello = async params => ({ ...(await usual.hello(params)), clockMs: then.getTime() })
+  handlers['session.info'] = async params => {
+    const info = await usual.info(params)
+    standby.source.alias(info.recoveryPoint.id, id)
+    return { ...info, recoveryPoint }
+  }
+  handlers['session.release'] = () => ({ recoveryPoint: id })
+  const { code, stderr } = await standby.clone('pull')
+  handlers['session.info'] = usual.info
+  handlers.hello = usual.hello
+  const shown = await currentOf(standby.dir)
+  if (code !== 0) return [`a pull with a clock ${days} days off exits ${code}: ${stderr}`]
+  return shown === id ? [] : [`the newest is ${id}, ${days} days off, and current ${shown}`]
+}
+
+export const BREAKS = { kill, space, io, flip, swap, digest, clock } as const
+export type BreakName = keyof typeof BREAKS
+
+/** Breaks a store so many times. @returns what was wrong, each with the round it was in */
+export async function breakAgain(
+  way: Way,
+  broken: BreakName,
+  rounds: number,
+  dice: Dice,
+): Promise<string[]> {
+  await using source = await changingSource(['vda', 'vdb'])
+  await using medium = await record(way.type, false)
+  const store = path.join(medium.mounted, 'store')
+  const standby = await aStandby(source, store, 'keep: { last: 3 }', ...way.settings)
+  const stand = { standby, medium, dice }
+  const wrong: string[] = []
+  let disks = small()
+  for (let round = 0; round <= rounds; round++) {
+    disks = altered(disks, 'vda', Math.floor(dice() * 4))
+    await source.become(disks)
+    // The first two rounds only fill the store.
+    const now = round < 2 ? [] : await BREAKS[broken](stand)
+    now.push(...(await wrongAfterwards(standby)))
+    wrong.push(...now.map(one => `${broken}, round ${round}: ${one}`))
+  }
+  return wrong
+}
+
+async function wrongAfterwards(standby: Standby): Promise<string[]> {
+  const wrong: string[] = []
+  const does = async (...[command, ...more]: [string, ...string[]]): Promise<void> => {
+    const { code, stderr } = await standby.clone(command, ...more)
+    if (code !== 0) wrong.push(`clone ${[command, ...more].join(' ')} exits ${code}: ${stderr}`)
+  }
+  const looks = async (): Promise<void> => {
+    if ((await currentOf(standby.dir)) !== undefined)
+      wrong.push(...(await wrongIn(path.join(standby.dir, 'current'), standby.source.known)))
+  }
+  await does('status')
+  await looks()
+  if (existsSync(path.join(standby.dir, 'undo.json')))
+    wrong.push('its undo journal is open after a command')
+  if (hasCommand('rollback') && (await currentOf(standby.dir)) !== undefined)
+    await does('rollback', 'newest')
+  await does('pull')
+  if ((await currentOf(standby.dir)) === undefined) wrong.push('there is no current after a pull')
+  await looks()
+  return wrong
+}
