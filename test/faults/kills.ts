@@ -6,7 +6,7 @@ import { waitFor } from '../lab/processes.ts'
 import { CALLS, type HeldStep } from './holds.ts'
 import { stopAtStep } from './journal.ts'
 import type { Victim } from './processes.ts'
-import type { Happened, Scenario } from './scenario.ts'
+import type { Happened, InLab, Scenario } from './scenario.ts'
 import type { World } from './world.ts'
 
 type Killed = Extract<Victim, 'hook' | 'nbd-server' | 'serve' | 'client' | 'virsh'>
@@ -74,7 +74,7 @@ const SAMPLE = [
   'kill-serve-pivot-after',
 ]
 
-function row(place: string, step: string, victim: Killed, run: Scenario['run']): Scenario {
+function row(place: string, step: string, victim: Killed, run: InLab['run']): Scenario {
   const name = `kill-${victim}-${place}`
   return { name, step, fault: `SIGKILL of ${victim}`, sample: SAMPLE.includes(name), run }
 }

@@ -46,6 +46,10 @@ export class Runner implements AsyncDisposable {
   }
 
   async #attempt(scenario: Scenario): Promise<Cell> {
+    if (scenario.alone) {
+      const { note = '', wrong = [] } = await scenario.alone(this.#chance)
+      return { ...failed(scenario, wrong), happened: note }
+    }
     this.#world ??= World.start()
     const world = await this.#world
     await world.newCell()

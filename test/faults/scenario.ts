@@ -4,7 +4,20 @@ import type { CommandResult } from '../lab/enter.ts'
 import type { DomainState } from './checks.ts'
 import type { World } from './world.ts'
 
-export interface Scenario {
+export type Scenario = InLab | Alone
+
+export interface InLab extends Row {
+  run(world: World, chance: Chance): Promise<Happened>
+  readonly alone?: never
+}
+
+/** What is broken is a store of its own: no lab, no session, and nobody to recover. */
+export interface Alone extends Row {
+  alone(chance: Chance): Promise<Happened>
+  readonly run?: never
+}
+
+export interface Row {
   /** Unique, for --only; a group of rows has a common beginning. */
   readonly name: string
   /** Where the session was. */
@@ -22,7 +35,6 @@ export interface Scenario {
   readonly pull?: boolean
   /** Milliseconds after which the row is given up; 4 minutes when left out. */
   readonly patience?: number
-  run(world: World, chance: Chance): Promise<Happened>
 }
 
 /** Random numbers that come again with the same seed: at least 0, less than 1. */

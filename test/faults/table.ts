@@ -10,6 +10,8 @@ import { LIBVIRTD } from './libvirtd.ts'
 import { OFF } from './off.ts'
 import { RANDOM } from './random.ts'
 import type { Scenario } from './scenario.ts'
+import { STANDBY } from './standby.ts'
+import { STORE } from './store.ts'
 
 export const SCENARIOS: readonly Scenario[] = [
   ...KILLS,
@@ -21,6 +23,8 @@ export const SCENARIOS: readonly Scenario[] = [
   ...CLIENT,
   ...HASHING,
   ...RANDOM,
+  ...STANDBY,
+  ...STORE,
 ]
 
 /** Rows whose name is one of these, or begins with one of these and a dash; all, when none is given. */

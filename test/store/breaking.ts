@@ -120,21 +120,20 @@ async function isFound(standby: Standby, id: string, what: string): Promise<stri
 /** The source's clock stands days off; order must not come from it. */
 const clock: Break = async ({ standby, dice }) => {
   const { handlers } = standby.source.fake
-  const usual = { info: handlers['session.info'], hello: handlers.hello }
+  const usual = { ...handlers }
   const days = Math.round((dice() - 0.5) * 60)
   const then = new Date(Date.now() + days * 86_400_000)
   const id = newRecoveryPointId(then)
   const recoveryPoint = { id, instant: then.toISOString(), consistency: 'crash' as const }
   handlers.hello = async params => ({ ...(await usual.hello(params)), clockMs: then.getTime() })
   handlers['session.info'] = async params => {
-    const info = await usual.info(params)
+    const info = await usual['session.info'](params)
     standby.source.alias(info.recoveryPoint.id, id)
     return { ...info, recoveryPoint }
   }
   handlers['session.release'] = () => ({ recoveryPoint: id })
   const { code, stderr } = await standby.clone('pull')
-  handlers['session.info'] = usual.info
-  handlers.hello = usual.hello
+  Object.assign(handlers, usual)
   const shown = await currentOf(standby.dir)
   if (code !== 0) return [`a pull with a clock ${days} days off exits ${code}: ${stderr}`]
   return shown === id ? [] : [`the newest is ${id}, ${days} days off, and current ${shown}`]
