@@ -37,6 +37,10 @@ export async function generationsIn(cloneDir: string): Promise<string[]> {
 
 /** What is wrong with a generation that has every disk whole: its images, manifests and digests against the truth. */
 export async function wrongIn(dir: string, known: ReadonlyMap<string, Disks>): Promise<string[]> {
+  return compared(dir, known).catch((error: unknown) => [`${dir} cannot be read: ${String(error)}`])
+}
+
+async function compared(dir: string, known: ReadonlyMap<string, Disks>): Promise<string[]> {
   const text = await readFile(path.join(dir, 'generation.json'), 'utf8')
   const { recoveryPoint, disks } = JSON.parse(text) as Described
   const truth = known.get(recoveryPoint.id)
