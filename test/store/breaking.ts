@@ -51,10 +51,11 @@ const kill: Break = async stand => {
 
 /** Somebody else leaves so little space that some command will meet the end at some phase. */
 const space: Break = async stand => {
-  const { bavail, bsize } = await statfs(stand.medium.mounted)
+  // Root may use what is reserved, too.
+  const { bfree, bsize } = await statfs(stand.medium.mounted)
   const ballast = path.join(stand.medium.mounted, 'ballast')
   const free = Math.floor(stand.dice() ** 2 * 12 * MIB)
-  await execa('fallocate', ['-l', String(Math.max(1, bavail * bsize - free)), ballast])
+  await execa('fallocate', ['-l', String(Math.max(1, bfree * bsize - free)), ballast])
   const command = await someCommand(stand)
   const { code, stderr } = await stand.standby.clone(...command)
   await execa('rm', [ballast])
