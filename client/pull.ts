@@ -1,7 +1,6 @@
 // One pull of one domain, start to finish. The numbers are those of docs/architecture.md.
 
 import { setMaxListeners } from 'node:events'
-import { stat } from 'node:fs/promises'
 import path from 'node:path'
 import { Cleanup } from '../shared/cleanup.ts'
 import { Failure, toFailure } from '../shared/failures.ts'
@@ -35,27 +34,31 @@ import {
   type Wanted,
 } from './source/session.ts'
 import { stopAfter } from './stop-after.ts'
+import { reverifyIfDue } from './reverify.ts'
+import { checkPatched, findBases, heldBy, roomOf } from './store/bases.ts'
+import { commit } from './store/commit.ts'
 import { repairCurrent } from './store/current.ts'
 import { describeGeneration, digestsOf, levelOf } from './store/describe.ts'
 import { clearStaging, stagedFailure, tidyStaging } from './store/donor.ts'
-import { publishInPlace } from './store/exchange.ts'
 import { ofStore } from './store/failure.ts'
-import { imagesOf, isUndamaged, soundGenerations, type Sound } from './store/generation.ts'
+import { soundGenerations } from './store/generation.ts'
 import {
+  boundTo,
   checkBinding,
   checkIsNew,
   checkRole,
-  checkSpace,
   checkUnused,
   lockClone,
 } from './store/guard.ts'
 import { layoutOf, makeFolders, type Layout } from './store/layout.ts'
 import { methodFor } from './store/method.ts'
+import { resolveOwnership } from './store/ownership.ts'
 import { prune, type PrunePlan } from './store/prune.ts'
-import { publish, seal, writeDefinitions } from './store/publish.ts'
+import { seal, writeDefinitions } from './store/publish.ts'
 import { checkPatchable } from './store/rollback.ts'
-import { heldBy, nameStaging, stageBases } from './store/stage.ts'
-import { readState, writeState, type State } from './store/state.ts'
+import { checkRoom, checkWritable } from './store/room.ts'
+import { nameStaging, stageBases } from './store/stage.ts'
+import { readState, type State } from './store/state.ts'
 import { recover } from './store/undo.ts'
 
 export interface PullOptions {
@@ -139,9 +142,11 @@ async function pullLocked(
   const sound = await soundGenerations(layout.dir)
   await repairCurrent(layout, state, sound)
   await checkUnused(layout, sound)
-  await checkSpace(layout, await occupied(sound.at(-1)))
+  const ownership = await resolveOwnership(clone.ownership, clone.name)
+  await checkWritable(layout, ownership)
   const method = await methodFor(clone.generations, layout)
-  if (method === 'in-place') await checkPatchable(clone.name, state, sound)
+  if (method === 'in-place' || clone.devices.size > 0)
+    await checkPatchable(clone.name, state, sound)
   const { verify } = clone
   Object.assign(attempt, { method, verify })
 
@@ -151,7 +156,7 @@ async function pullLocked(
   const greeting = await greet(gate, clone, state, signal)
   const described = await gate.call('describe', { domain: clone.domain }, { signal })
   const source = { hostId: greeting.hostId, domainUuid: described.uuid }
-  checkBinding(layout, state.bound, source, adopt)
+  checkBinding(layout, boundTo(state, sound.at(-1)?.generation), source, adopt)
   const digests = greeting.features.includes('digests')
   if (verify === 'source' && !digests)
     throw new Failure(
@@ -163,11 +168,12 @@ async function pullLocked(
   attempt.omitted = wanted.omitted
   for (const disk of wanted.omitted) log[disk.lost ? 'warn' : 'info'](disk, 'disk is not pulled')
 
-  // In place a damaged image can be built upon, because then all of it is written.
-  const newest = method === 'in-place' ? sound.at(-1) : sound.filter(isUndamaged).at(-1)
-  const bases = await timed(attempt, log, 'stage', () =>
-    stageBases(layout, wanted.disks, newest, method, full, signal),
-  )
+  const { devices } = clone
+  const bases = await findBases(layout, sound, wanted.disks, { method, full, devices })
+  cleanup.defer(() => bases[Symbol.asyncDispose]())
+  await checkPatched(layout, bases)
+  await checkRoom(layout, await roomOf(wanted.disks, bases), () => clearStaging(layout))
+  await timed(attempt, log, 'stage', () => stageBases(layout, bases, signal))
 
   // The threads start while the source freezes, not after it.
   const pool = openPool(
@@ -198,7 +204,7 @@ async function pullLocked(
 
   // 3. Plan.
   const means = { digests, full, verify, donor: donor && path.basename(donor) }
-  const plan = planPull(disks, heldBy(newest, bases.images), means)
+  const plan = planPull(disks, heldBy(sound.at(-1), bases, disks), means)
   attempt.plan = plan
 
   // 4. Copy into the store.
@@ -252,14 +258,11 @@ async function pullLocked(
       await digestsOf(staging, plan),
       levelOf(plan, verify),
     )
-    await seal(layout, generation)
-    signal.throwIfAborted()
+    await seal(layout, generation, ownership)
     const next: State = { ...state, lastSeq: seq, bound: source }
-    const dir = await (method === 'in-place'
-      ? publishInPlace(layout, id, next, { pool, signal, watcher }, !bases.trusted)
-      : publishWhole(layout, id, next))
+    const working = { pool, signal, watcher }
+    const dir = await commit(layout, id, { before: state, next }, bases, ownership, working)
     attempt.seq = seq
-    await clearStaging(layout)
     return dir
   })
   watcher.done()
@@ -269,24 +272,13 @@ async function pullLocked(
     throw withGeneration(error, id)
   })
 
+  const reverify = { signal, log, watcher }
+  const took = await reverifyIfDue(clone, layout, id, reverify)
+  if (took !== undefined) attempt.seconds['reverify'] = took
+
   const { bytes, seconds } = attempt
   const { omitted } = wanted
   return { recoveryPoint: id, seq, dir, session, plan, omitted, bytes, seconds, source: outcome }
-}
-
-async function publishWhole(layout: Layout, id: string, next: State): Promise<string> {
-  // Before the rename: a crash between the two may waste a seq, but never gives one twice.
-  await writeState(layout, next)
-  const dir = await publish(layout, id)
-  await repairCurrent(layout, next, await soundGenerations(layout.dir))
-  return dir
-}
-
-/** Bytes that a generation's images take on disk: the best guess for the next one. */
-async function occupied(newest: Sound | undefined): Promise<number> {
-  if (!newest) return 0
-  const stats = await Promise.all(imagesOf(newest).map(file => stat(file).catch(() => undefined)))
-  return stats.reduce((sum, one) => sum + (one?.blocks ?? 0) * 512, 0)
 }
 
 /** The same failure, saying that the clone itself is good. */

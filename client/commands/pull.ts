@@ -12,9 +12,9 @@ import { openGate } from '../source/gate.ts'
 import type { Omitted } from '../source/lost.ts'
 import { greet, wantedDisks } from '../source/session.ts'
 import { isUndamaged, soundGenerations } from '../store/generation.ts'
-import { checkBinding, checkRole, pullingNow } from '../store/guard.ts'
+import { boundTo, checkBinding, checkRole, pullingNow } from '../store/guard.ts'
 import { layoutOf, recoveryPointsIn } from '../store/layout.ts'
-import { heldBy } from '../store/stage.ts'
+import { heldIn } from '../store/bases.ts'
 import { readState } from '../store/state.ts'
 import { namedClones } from './named.ts'
 
@@ -109,14 +109,19 @@ async function planOnly(
   const layout = layoutOf(clone.dir)
   const state = await readState(layout)
   checkRole(layout, state)
+  const newest = (await soundGenerations(clone.dir)).at(-1)
   await using gate = await openGate(clone.source)
   const { hostId, features } = await greet(gate, clone, state, signal)
   const described = await gate.call('describe', { domain: clone.domain }, { signal })
-  checkBinding(layout, state.bound, { hostId, domainUuid: described.uuid }, adopt)
-  const newest = (await soundGenerations(clone.dir)).at(-1)
+  checkBinding(
+    layout,
+    boundTo(state, newest?.generation),
+    { hostId, domainUuid: described.uuid },
+    adopt,
+  )
   const { disks, omitted } = wantedDisks(clone, described, newest)
   const sizes = new Map(disks.map(({ target, size }) => [target, size]))
-  const held = heldBy(newest)
+  const held = newest && heldIn(newest)
   const donor = (await recoveryPointsIn(layout.staging)).at(-1)
   const plan = planPull(
     disks.map(disk => ({

@@ -8,6 +8,7 @@ import type { NbdConnection } from '../../shared/nbd/client.ts'
 import { VERSION } from '../../shared/version.ts'
 import type { CloneConfig } from '../config/effective.ts'
 import type { DiskToPull } from '../plan.ts'
+import type { Described } from '../store/bases.ts'
 import type { State } from '../store/state.ts'
 import type { Gate } from './gate.ts'
 import { withLost, type Newest, type Omitted } from './lost.ts'
@@ -70,7 +71,7 @@ export async function greet(
 }
 
 export interface Wanted {
-  readonly disks: readonly { target: string; size: number | undefined; format: 'raw' | 'qcow2' }[]
+  readonly disks: readonly Described[]
   /** Disks that the generation will not have, and why. The source itself refuses a session for one it cannot freeze. */
   readonly omitted: readonly Omitted[]
 }
@@ -93,7 +94,7 @@ export function wantedDisks(
   checkOnce(described.disks, `source ${clone.source.name}`)
   const disks = described.disks
     .filter(disk => reasonOf(disk) === undefined)
-    .map(({ target, size, format }) => ({ target, size, format: format ?? ('raw' as const) }))
+    .map(({ target, size, format = 'raw', allocated }) => ({ target, size, format, allocated }))
   const omitted = described.disks.flatMap(disk => {
     const reason = reasonOf(disk)
     return reason === undefined ? [] : [{ target: disk.target, reason }]

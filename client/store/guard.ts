@@ -1,9 +1,7 @@
 // May this clone be written? Its lock, its role, whose clone it is, and whether anybody uses its images.
 
-import { statfs } from 'node:fs/promises'
 import { Failure } from '../../shared/failures.ts'
 import { tryLock } from '../../shared/host/lock.ts'
-import { formatSize } from '../../shared/quantities.ts'
 import { storeFailure } from '../copy/image.ts'
 import { imagesOf, type Generation, type Sound } from './generation.ts'
 import type { Layout } from './layout.ts'
@@ -97,25 +95,5 @@ export function checkIsNew(id: string, sound: readonly Sound[]): void {
       'SOURCE_REFUSED',
       `the source's session is ${id}, which this clone has already`,
       { remedy: 'pull again when that session is over; on the source run: clone-server status' },
-    )
-}
-
-/** Free bytes that a pull wants beyond what it knows it will write. */
-const RESERVE = 64 * 1024 * 1024
-
-/**
- * Refuses a pull that cannot fit. What a disk will take is unknown before it is read, because holes take nothing: a disk
- * counts with what its newest copy takes on disk, an unknown one with nothing, plus 64 MiB for all. A pull that runs out
- * of space later fails cleanly.
- * @param known bytes that the newest generation's images occupy. @throws Failure SPACE
- */
-export async function checkSpace(layout: Layout, known: number): Promise<void> {
-  const { bavail, bsize } = await statfs(layout.dir)
-  const free = bavail * bsize
-  const needed = known + RESERVE
-  if (free < needed)
-    throw new Failure(
-      'SPACE',
-      `${layout.dir}: ${formatSize(free)} free, but a pull needs about ${formatSize(needed)}`,
     )
 }

@@ -1,62 +1,36 @@
 // Staging: where a pull builds the next generation, beside those that are published. Nothing published is written here.
 
 import { constants } from 'node:fs'
-import { access, copyFile, mkdir, open, rename, rm, type FileHandle } from 'node:fs/promises'
+import { copyFile, mkdir, open, rename, rm, symlink, type FileHandle } from 'node:fs/promises'
 import path from 'node:path'
 import { Failure } from '../../shared/failures.ts'
 import { reasonOf, run } from '../../shared/host/run.ts'
 import { createImage, patchImage, storeFailure, type OpenImage } from '../copy/image.ts'
-import type { DiskToPull, Held } from '../plan.ts'
-import type { Sound } from './generation.ts'
+import type { DiskToPull } from '../plan.ts'
+import type { Base, Bases } from './bases.ts'
 import { imageName, manifestName, type Layout } from './layout.ts'
-import type { Method } from './method.ts'
 import { recordName } from './record.ts'
 
 /** The folder of a pull whose recovery point is not known yet. */
 const INCOMING = 'incoming'
 
-/** What the disks of a pull are built upon. */
-export interface Bases {
-  readonly generation: Sound | undefined
-  readonly method: Method
-  /** Names of images that the generation has whole. */
-  readonly images: ReadonlySet<string>
-  /** Whether the generation's digests say what its images hold: not when it is damaged, or everything is to be written anew. */
-  readonly trusted: boolean
-}
-
 /**
  * Before the source is frozen: an empty folder, and in it clones or copies of what the disks are built upon; in place there
- * is nothing to do yet. Only under the clone's lock. @param disks as the source describes them. @param full nothing is trusted
- * @throws Failure SPACE or STANDBY_IO with the path
+ * is nothing to do yet. Only under the clone's lock. @throws Failure SPACE or STANDBY_IO with the path
  */
-export async function stageBases(
-  layout: Layout,
-  disks: readonly { target: string; format: string }[],
-  generation: Sound | undefined,
-  method: Method,
-  full: boolean,
-  signal: AbortSignal,
-): Promise<Bases> {
+export async function stageBases(layout: Layout, bases: Bases, signal: AbortSignal): Promise<void> {
   const dir = path.join(layout.staging, INCOMING)
   await rm(dir, { recursive: true, force: true })
   await mkdir(dir, { mode: 0o700 })
-  const images = new Set<string>()
-  for (const name of generation ? disks.map(imageName) : []) {
-    const image = path.join(generation?.dir ?? '', name)
-    if (!generation?.generation.disks.some(disk => imageName(disk) === name)) continue
-    if (!(await exists(image))) continue
+  for (const base of bases.of.values()) {
     signal.throwIfAborted()
-    await stageBasis(image, path.join(dir, name), method, signal)
-    images.add(name)
+    await stageBase(base, path.join(dir, imageName(base.disk)), signal)
   }
-  return { generation, method, images, trusted: !full && generation?.damaged === undefined }
 }
 
-async function stageBasis(
-  image: string,
+async function stageBase(
+  { image, method }: Base,
   file: string,
-  method: Method,
   signal: AbortSignal,
 ): Promise<void> {
   if (method === 'in-place') return
@@ -74,27 +48,11 @@ async function stageBasis(
   throw new Failure(/No space left/.test(reason) ? 'SPACE' : 'STANDBY_IO', `${file}: ${reason}`)
 }
 
-const exists = (file: string): Promise<boolean> =>
-  access(file).then(
-    () => true,
-    () => false,
-  )
-
-/** What a plan must know of the disks that can be built upon; undefined without a generation. @param images their names; all, when left out */
-export function heldBy(
-  generation: Sound | undefined,
-  images?: ReadonlySet<string>,
-): Held[] | undefined {
-  return generation?.generation.disks
-    .filter(disk => images?.has(imageName(disk)) ?? true)
-    .map(({ target, format, size }) => {
-      return { target, format, size, id: generation.id, damaged: generation.damaged !== undefined }
-    })
-}
-
 /** The recovery point is known: the folder gets its name. @returns its path */
 export async function nameStaging(layout: Layout, id: string): Promise<string> {
   const dir = path.join(layout.staging, id)
+  // What an interrupted pull of the very same session has left.
+  await rm(dir, { recursive: true, force: true })
   await rename(path.join(layout.staging, INCOMING), dir)
   return dir
 }
@@ -106,34 +64,43 @@ export interface StagedDisk extends AsyncDisposable {
 }
 
 /**
- * Opens what the copy of one disk is written to: a clone of the basis, a record of what differs from it, or a new image.
- * @throws Failure SPACE or STANDBY_IO with the path
+ * Opens what the copy of one disk is written to: a clone of the base, a record of what differs from it, a block device on
+ * which nothing of worth is, or a new image. @throws Failure SPACE or STANDBY_IO with the path
  */
-export async function openStaged(
-  dir: string,
-  disk: DiskToPull,
-  { generation, method, images, trusted }: Bases,
-): Promise<StagedDisk> {
-  const name = imageName(disk)
-  const file = path.join(dir, name)
-  const manifest = path.join(dir, manifestName(disk))
-  const basis = images.has(name) ? generation : undefined
-  const image = !basis
-    ? await createImage(file, manifest, disk.size)
-    : method === 'in-place'
-      ? await createImage(path.join(dir, recordName(disk, basis.id)), manifest, disk.size)
-      : await patchImage(file, manifest, disk.size)
+export async function openStaged(dir: string, disk: DiskToPull, bases: Bases): Promise<StagedDisk> {
+  const base = bases.of.get(disk.target)
+  const image = await openTarget(dir, disk, bases)
   let was: FileHandle | undefined
   const close = async (): Promise<void> => {
     await was?.close()
     await image[Symbol.asyncDispose]()
   }
-  if (!basis || !trusted) return { image, was: undefined, [Symbol.asyncDispose]: close }
+  if (!base?.trusted || !isBuiltUpon(base, disk))
+    return { image, was: undefined, [Symbol.asyncDispose]: close }
+  const manifest = path.join(base.generation.dir, manifestName(base.disk))
   try {
-    was = await open(path.join(basis.dir, manifestName(disk)), 'r')
+    was = await open(manifest, 'r')
     return { image, was: was.fd, [Symbol.asyncDispose]: close }
   } catch (error) {
     await close()
-    throw storeFailure(path.join(basis.dir, manifestName(disk)), error)
+    throw storeFailure(manifest, error)
   }
+}
+
+/** A domain that was changed between description and freeze may have another format; on a device that does not matter. */
+const isBuiltUpon = ({ disk: before, method }: Base, disk: DiskToPull): boolean =>
+  method === 'in-place' || before.format === disk.format
+
+async function openTarget(dir: string, disk: DiskToPull, bases: Bases): Promise<OpenImage> {
+  const file = path.join(dir, imageName(disk))
+  const manifest = path.join(dir, manifestName(disk))
+  const base = bases.of.get(disk.target)
+  const device = bases.blank.get(disk.target)
+  if (device !== undefined) {
+    await symlink(device, file)
+    return patchImage(file, manifest, disk.size)
+  }
+  if (!base || !isBuiltUpon(base, disk)) return createImage(file, manifest, disk.size)
+  if (base.method !== 'in-place') return patchImage(file, manifest, disk.size)
+  return createImage(path.join(dir, recordName(disk, base.generation.id)), manifest, disk.size)
 }
