@@ -27,6 +27,13 @@ export interface Pool extends AsyncDisposable {
   run(job: Job): Promise<Outcome>
 }
 
+/** Never the source: under a TypeScript loader, each thread would load a compiler first, for more than a second. */
+const COMPILED = new URL(
+  import.meta.url.endsWith('.ts') ? '../../dist/client/copy/worker.js' : './worker.js',
+  import.meta.url,
+)
+const NO_OPTIONS = { ...process.env, NODE_OPTIONS: '' }
+
 interface Waiting {
   readonly resolve: (outcome: Outcome) => void
   readonly reject: (error: Error) => void
@@ -37,9 +44,8 @@ export function openPool(chunks: number): Pool {
   // Memory of WebAssembly is page-aligned, which O_DIRECT needs, and can be shared between threads.
   const pages = (SLOTS * CHUNK_SIZE) / WASM_PAGE
   const { buffer } = new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true })
-  const file = import.meta.url.endsWith('.ts') ? './worker.ts' : './worker.js'
   const threads = Array.from({ length: threadCount(chunks) }, () => {
-    const worker = new Worker(new URL(file, import.meta.url), { workerData: buffer })
+    const worker = new Worker(COMPILED, { workerData: buffer, execArgv: [], env: NO_OPTIONS })
     const waiting = new Map<number, Waiting>()
     let dead: Error | undefined
     const die = (error: Error): void => {
