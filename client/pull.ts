@@ -272,8 +272,8 @@ async function pullLocked(
     throw withGeneration(error, id)
   })
 
-  const reverify = { signal, log, watcher }
-  const took = await reverifyIfDue(clone, layout, id, reverify)
+  const whole = levelOf(plan, 'readback') === 'all'
+  const took = await reverifyIfDue(clone, layout, id, { whole, signal, log, watcher })
   if (took !== undefined) attempt.seconds['reverify'] = took
 
   const { bytes, seconds } = attempt

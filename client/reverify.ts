@@ -41,6 +41,8 @@ export async function reverifyDue(
 }
 
 export interface Reverify {
+  /** The pull has read back every byte just now. */
+  readonly whole: boolean
   readonly signal: AbortSignal
   readonly log: Log
   readonly watcher: Watcher
@@ -55,14 +57,14 @@ export async function reverifyIfDue(
   clone: CloneConfig,
   layout: Layout,
   id: string,
-  { signal, log, watcher }: Reverify,
+  { whole, signal, log, watcher }: Reverify,
 ): Promise<number | undefined> {
   const generations = await soundGenerations(layout.dir)
   const found = generations.find(one => one.id === id)
   if (!found) throw new Failure('INTERNAL', `generation ${id} is not there to be read back`)
   // A first pull has read back all; when that was must outlive its generation.
-  const { level, at } = found.generation.verified
-  if (level === 'all') await recordFullRead(layout, found, new Date(at))
+  const { at } = found.generation.verified
+  if (whole) await recordFullRead(layout, found, new Date(at))
   const { due, reason } = await reverifyDue(clone, layout)
   if (!due) return undefined
   log.info({ domain: clone.name, recoveryPoint: id, reason }, 'reverify')

@@ -385,7 +385,7 @@ t.test('a full read-back is due when none was for so long', async t => {
   await rm(path.join(newest.dir, 'verified.json'))
   t.equal(await dueIn(8, 7 * DAY), false, 'the record outlives its generation')
 
-  const how = { signal: never, log, watcher: NOBODY }
+  const how = { whole: false, signal: never, log, watcher: NOBODY }
   const config = { ...clone.config, reverifyMs: 1 }
   await rm(path.join(layout.dir, 'verified.json'))
   await sleep(5)
