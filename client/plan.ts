@@ -81,6 +81,8 @@ function wayFor(
           : before.size !== disk.size
             ? `compared with ${before.id}, where its size was ${before.size} bytes`
             : `compared with ${before.id}`
+  if (full && digests && verify === 'source')
+    return { kind: 'hash', reason: '--full was given; verify: source' }
   if (full) return { kind: 'full', reason: known ? '--full was given' : why }
   if (!digests)
     return { kind: 'full', reason: known ? 'the source is too old to give digests' : why }

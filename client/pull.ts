@@ -138,7 +138,8 @@ async function pullLocked(
   await recover(layout, stopped)
   const state = await readState(layout)
   checkRole(layout, state)
-  const donor = await tidyStaging(layout)
+  const left = await tidyStaging(layout)
+  const donor = full ? undefined : left
   const sound = await soundGenerations(layout.dir)
   await repairCurrent(layout, state, sound)
   await checkUnused(layout, sound)

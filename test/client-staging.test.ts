@@ -236,6 +236,21 @@ t.test('of two interrupted pulls the one that got further is kept', async t => {
   t.strictSame(await interrupted(1), far)
 })
 
+t.test(
+  'a full pull that is to be verified by the source compares every chunk with its digest',
+  async t => {
+    const standby = await aStandby(t, { vda: randomBytes(2 * MIB) }, { verify: 'source' })
+    await standby.pull()
+    t.match(await standby.pull({ full: true }), {
+      plan: [{ kind: 'hash', reason: '--full was given; verify: source' }],
+      bytes: { read: 2 * MIB, written: 2 * MIB, hashed: 2 * MIB },
+    })
+    same(t, standby)
+    standby.source.handlers.digests = () => ({ digests: ['0'.repeat(64), '1'.repeat(64)] })
+    await t.rejects(standby.pull({ full: true }), { code: 'INTEGRITY' })
+  },
+)
+
 t.test('a full pull distrusts what the clone has', async t => {
   const standby = await aStandby(t, { vda: randomBytes(2 * MIB) })
   await standby.pull()
