@@ -7,6 +7,7 @@ import { ofStore } from '../store/failure.ts'
 import { listGenerations, type Sound } from '../store/generation.ts'
 import { lockClone } from '../store/guard.ts'
 import { layoutOf } from '../store/layout.ts'
+import { recover } from '../store/undo.ts'
 
 export interface Claimed {
   readonly clone: string
@@ -44,8 +45,11 @@ async function change(
   const choose = async (): Promise<Sound> =>
     chooseGeneration(clone.name, await listGenerations(clone.dir), which)
   await choose()
-  const unlock = lockClone(layoutOf(clone.dir), how === claim ? 'claim' : 'release')
+  const layout = layoutOf(clone.dir)
+  const unlock = lockClone(layout, how === claim ? 'claim' : 'release')
   try {
+    // A claim must hold whole images, not those of an exchange that was cut short.
+    await recover(layout)
     // Chosen again: before the lock a prune may have removed it.
     const found = await choose()
     await removeStaleClaims([found])

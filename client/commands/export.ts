@@ -20,6 +20,7 @@ import {
 } from '../store/generation.ts'
 import { lockClone } from '../store/guard.ts'
 import { layoutOf } from '../store/layout.ts'
+import { recover } from '../store/undo.ts'
 import { chainOf } from '../store/view.ts'
 
 export interface ExportCommand {
@@ -67,6 +68,8 @@ async function claimed(
 ): Promise<{ found: Sound; sound: Sound[] }> {
   const unlock = lockClone(layoutOf(clone.dir), 'export')
   try {
+    // While an exchange is open, images may hold neither generation.
+    await recover(layoutOf(clone.dir))
     const all = await listGenerations(clone.dir)
     const sound = all.filter(isSound)
     const found = chosen(clone, all, which)
