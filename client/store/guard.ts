@@ -25,7 +25,7 @@ export function lockClone(layout: Layout, command: string): () => void {
 export function pullingNow(error: unknown): string | undefined {
   if (!(error instanceof Failure) || error.code !== 'LOCKED') return undefined
   const { heldBy } = error.cause as { heldBy: string }
-  return heldBy.endsWith('(clone pull)') ? heldBy : undefined
+  return heldBy.includes(' (clone pull) ') ? heldBy : undefined
 }
 
 /** @throws Failure UNSAFE in any role but standby */
