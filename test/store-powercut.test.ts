@@ -9,14 +9,14 @@ import type { Told } from './store/run.ts'
 const seed = process.env['SEED'] ?? String(Date.now() % 1_000_000)
 
 const SAMPLES: readonly (readonly [what: string, way: string, times: number])[] = [
-  ['power', 'reflink', 15],
-  ['power', 'in-place', 15],
-  ['kill', 'in-place', 4],
-  ['space', 'reflink', 4],
-  ['io', 'in-place', 4],
-  ['flip', 'reflink', 3],
-  ['swap', 'in-place', 2],
-  ['clock', 'reflink', 3],
+  ['power', 'reflink', 6],
+  ['power', 'in-place', 6],
+  ['kill', 'in-place', 2],
+  ['space', 'reflink', 1],
+  ['io', 'in-place', 2],
+  ['flip', 'reflink', 1],
+  ['swap', 'in-place', 1],
+  ['clock', 'reflink', 1],
 ]
 
 for (const [what, way, times] of SAMPLES)

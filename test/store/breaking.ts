@@ -11,7 +11,7 @@ import type { Dice } from '../faults/scenario.ts'
 import { altered, changingSource } from './changing-source.ts'
 import { small, type Way } from './powercut.ts'
 import { record, type Recorder } from './recorder.ts'
-import { aStandby, hasCommand, type Standby } from './standby.ts'
+import { aStandby, type Standby } from './standby.ts'
 import { currentOf, generationsIn, wrongIn } from './truth.ts'
 
 const MIB = 1024 * 1024
@@ -36,9 +36,11 @@ const pick = <T>(dice: Dice, ...from: readonly [T, ...T[]]): T =>
 /** Any command that writes to a clone. */
 async function someCommand({ standby, dice }: Stand): Promise<[string, ...string[]]> {
   const [oldest = ''] = await generationsIn(standby.dir)
-  const always: [string, ...string[]][] = [['prune'], ['verify']]
-  if (hasCommand('rollback')) always.push(['rollback', oldest], ['rollback', 'newest'])
-  return pick<[string, ...string[]]>(dice, ['pull'], ['pull'], ...always)
+  const more: [string, ...string[]][] = [
+    ['rollback', oldest],
+    ['rollback', 'newest'],
+  ]
+  return pick<[string, ...string[]]>(dice, ['pull'], ['pull'], ['prune'], ['verify'], ...more)
 }
 
 const kill: Break = async stand => {
@@ -186,8 +188,7 @@ async function wrongAfterwards(standby: Standby): Promise<string[]> {
   await looks()
   if (existsSync(path.join(standby.dir, 'undo.json')))
     wrong.push('its undo journal is open after a command')
-  if (hasCommand('rollback') && (await currentOf(standby.dir)) !== undefined)
-    await does('rollback', 'newest')
+  if ((await currentOf(standby.dir)) !== undefined) await does('rollback', 'newest')
   await does('pull')
   if ((await currentOf(standby.dir)) === undefined) wrong.push('there is no current after a pull')
   await looks()

@@ -1,4 +1,4 @@
-// Every kind of store, held to the same behaviours. A program, run as built: node dist/test/store/conformance-run.js [KIND [BEHAVIOUR]]
+// Every kind of store, held to the same behaviours. A program, run as built: node dist/test/store/conformance-run.js [KIND [BEHAVIOUR…]]
 
 import t, { type Test } from 'tap'
 import { mkdir } from 'node:fs/promises'
@@ -43,5 +43,7 @@ const KINDS: readonly Kind[] = [
 ]
 
 t.setTimeout(600_000)
-const [only, part] = process.argv.slice(2)
-for (const kind of KINDS) if (only === undefined || only === kind.name) conforms(t, kind, part)
+const [only, ...parts] = process.argv.slice(2)
+if (only !== undefined && !KINDS.some(({ name }) => name === only))
+  throw new Error(`no kind of store is called ${only}`)
+for (const kind of KINDS) if (only === undefined || only === kind.name) conforms(t, kind, parts)

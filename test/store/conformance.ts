@@ -1,22 +1,17 @@
 // What every kind of store does alike: the behaviours that each of them is held to.
 
 import { execa } from 'execa'
-import { execFileSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
-import { statfsSync } from 'node:fs'
-import { readFile } from 'node:fs/promises'
 import path from 'node:path'
 import type { Test } from 'tap'
-import { NOBODY, type Watcher } from '../../client/attempt.ts'
 import { Failure } from '../../shared/failures.ts'
 import { altered, changingSource, withContent, type Disks } from './changing-source.ts'
-import { aStandby, hasCommand, type Ran, type Standby } from './standby.ts'
+import { fill, flip, inPhase, ODD, someDisks } from './mishaps.ts'
+import { aStandby, type Ran, type Standby } from './standby.ts'
 import { currentOf, generationsIn, wrongIn } from './truth.ts'
 
 const MIB = 1024 * 1024
 const TARGETS = ['vda', 'vdb', 'vdc']
-/** No multiple of a chunk, nor of a page. */
-const ODD = 7 * 512
 
 export interface Kind {
   readonly name: string
@@ -45,27 +40,16 @@ interface Stand {
 
 export interface Behaviour {
   readonly name: string
-  /** A command that the program must have for it. */
-  readonly needs?: string
   run(stand: Stand): Promise<void>
 }
 
-/** vda has data, a hole, and an odd end; vdb is small. */
-export function someDisks(): Disks {
-  const vda = Buffer.concat([randomBytes(3 * MIB), Buffer.alloc(2 * MIB), randomBytes(MIB + ODD)])
-  return {
-    vda: { format: 'raw', content: vda },
-    vdb: { format: 'raw', content: randomBytes(MIB + 512) },
-  }
-}
-
-/** Runs all behaviours, each on a store of its own. @param only a part of their names */
-export function conforms(t: Test, kind: Kind, only = ''): void {
+/** Runs behaviours, each on a store of its own. @param only parts of their names; none for all of them */
+export function conforms(t: Test, kind: Kind, only: readonly string[] = []): void {
+  for (const part of only)
+    if (!BEHAVIOURS.some(({ name }) => name.includes(part)))
+      throw new Error(`no behaviour is called ${part}`)
   for (const behaviour of BEHAVIOURS)
-    if (
-      behaviour.name.includes(only) &&
-      (behaviour.needs === undefined || hasCommand(behaviour.needs))
-    )
+    if (only.length === 0 || only.some(part => behaviour.name.includes(part)))
       t.test(`${kind.name}: ${behaviour.name}`, async t => behaviour.run(await stand(t, kind)))
 }
 
@@ -105,7 +89,6 @@ async function wrongNow({ dir, source }: Standby): Promise<string[]> {
 async function holdsAll({ t, standby, ends }: Stand, ids: readonly string[]): Promise<void> {
   t.strictSame(await generationsIn(standby.dir), [...ids].sort())
   for (const id of ids) await ends(0, 'verify', id)
-  if (!hasCommand('rollback')) return
   for (const id of [...ids].reverse().slice(1)) {
     await ends(0, 'rollback', id)
     t.equal(await currentOf(standby.dir), id)
@@ -114,24 +97,6 @@ async function holdsAll({ t, standby, ends }: Stand, ids: readonly string[]): Pr
   await ends(0, 'rollback', 'newest')
   t.equal(await currentOf(standby.dir), ids.at(-1))
   t.strictSame(await wrongNow(standby), [], 'the newest is as it was')
-}
-
-/** Does something as soon as a phase has begun. */
-const inPhase = (phase: 'copy' | 'verify', act: () => void): Watcher => ({
-  ...NOBODY,
-  phase: name => {
-    if (name === phase) act()
-  },
-})
-
-/** Takes all that is left of a file system, before it returns; root's reserve, too. */
-function fill(store: string): void {
-  const { bfree, bsize } = statfsSync(store)
-  const most = String(Math.max(1, bfree * bsize - 4 * MIB))
-  execFileSync('sh', ['-c', `fallocate -l ${most} ballast; cat /dev/zero >rest || :`], {
-    cwd: store,
-    stdio: 'ignore',
-  })
 }
 
 export const BEHAVIOURS: readonly Behaviour[] = [
@@ -183,7 +148,6 @@ export const BEHAVIOURS: readonly Behaviour[] = [
   },
   {
     name: 'a claimed generation outlives those around it',
-    needs: 'claim',
     async run(stand) {
       const { t, standby, ends, settings } = stand
       let disks = someDisks()
@@ -219,7 +183,6 @@ export const BEHAVIOURS: readonly Behaviour[] = [
   },
   {
     name: 'a clone that shows an older generation is pulled into only where that costs nothing',
-    needs: 'rollback',
     async run(stand) {
       const { t, standby, ends, kind } = stand
       const disks = someDisks()
@@ -270,7 +233,6 @@ export const BEHAVIOURS: readonly Behaviour[] = [
   },
   {
     name: 'an older generation is exported with the bytes it had',
-    needs: 'export',
     async run(stand) {
       const { t, standby, ends, store } = stand
       const disks = someDisks()
@@ -327,12 +289,3 @@ export const BEHAVIOURS: readonly Behaviour[] = [
 ]
 
 const pause = (ms: number): Promise<void> => new Promise(resolve => setTimeout(resolve, ms))
-
-/** Flips one bit in the middle of a file. */
-async function flip(file: string): Promise<void> {
-  const bytes = await readFile(file)
-  const at = bytes.length >> 1
-  await execa('dd', [`of=${file}`, 'conv=notrunc', 'bs=1', `seek=${at}`, 'status=none'], {
-    input: Buffer.from([bytes.readUInt8(at) ^ 1]),
-  })
-}

@@ -2,8 +2,11 @@
 
 import { pino } from 'pino'
 import { NOBODY, type Watcher } from '../../client/attempt.ts'
+import { claimCommand, releaseCommand } from '../../client/commands/claim.ts'
+import { exportCommand } from '../../client/commands/export.ts'
 import { pruneCommand } from '../../client/commands/prune.ts'
 import { pullCommand } from '../../client/commands/pull.ts'
+import { rollbackCommand } from '../../client/commands/rollback.ts'
 import { statusCommand } from '../../client/commands/status.ts'
 import { verifyCommand } from '../../client/commands/verify.ts'
 import { cloneConfig, loadConfig } from '../../client/config/effective.ts'
@@ -63,6 +66,20 @@ async function perform(
       if (verified.sound) return good(verified)
       throw new Failure('INTEGRITY', `damaged: ${JSON.stringify(verified.disks)}`)
     }
+    case 'rollback': {
+      const clone = cloneConfig(config, command.domain)
+      return good(await rollbackCommand(clone, command.generation, command.dryRun, signal, watcher))
+    }
+    case 'claim':
+    case 'release': {
+      const act = command.name === 'claim' ? claimCommand : releaseCommand
+      const clone = cloneConfig(config, command.domain)
+      return good(await act(clone, command.generation, command.purpose))
+    }
+    case 'export':
+      return good(
+        await exportCommand(cloneConfig(config, command.domain), command, signal, watcher),
+      )
     default:
       return undefined
   }

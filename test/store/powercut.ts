@@ -11,7 +11,7 @@ import type { Dice } from '../faults/scenario.ts'
 import { altered, type ChangingSource, type Disks } from './changing-source.ts'
 import { record } from './recorder.ts'
 import { everyCut, marksBefore, Replay, type Cut } from './replay.ts'
-import { aStandby, DOMAIN, hasCommand, type Standby } from './standby.ts'
+import { aStandby, DOMAIN, type Standby } from './standby.ts'
 import { currentOf, generationsIn, wrongIn } from './truth.ts'
 
 const MIB = 1024 * 1024
@@ -68,7 +68,6 @@ async function live(source: ChangingSource, standby: Standby, way: Way, does: Do
   }
   await standby.configure('keep: { last: 2 }', ...way.settings)
   await does('prune')
-  if (!hasCommand('rollback')) return
   const [oldest] = await generationsIn(standby.dir)
   await does('rollback', oldest ?? '')
   await does('rollback', 'newest')
@@ -150,8 +149,8 @@ function allowed(before: Stage, after: Stage): (string | undefined)[] {
 /** One command, not a pull, must have been enough; a pull then goes as if nothing had been. */
 async function wrongToHeal(standby: Standby): Promise<string[]> {
   const wrong: string[] = []
-  const forward = hasCommand('rollback') ? await standby.clone('rollback', 'newest') : undefined
-  if (forward && forward.code !== 0 && (await currentOf(standby.dir)) !== undefined)
+  const forward = await standby.clone('rollback', 'newest')
+  if (forward.code !== 0 && (await currentOf(standby.dir)) !== undefined)
     wrong.push(`going to the newest exits ${forward.code}: ${forward.stderr}`)
   const { code, stderr } = await standby.clone('pull')
   if (code !== 0) return [...wrong, `the next pull exits ${code}: ${stderr}`]

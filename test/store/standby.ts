@@ -1,7 +1,6 @@
 // A standby with one clone in a folder of its own, worked by the real `clone` program as built in dist/.
 
 import { execa } from 'execa'
-import { readFileSync } from 'node:fs'
 import { readFile, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { ROOT } from '../lab/names.ts'
@@ -84,9 +83,3 @@ export async function aStandby(
     },
   }
 }
-
-/** Whether the built program knows a command. */
-export const hasCommand = (name: string): boolean =>
-  new RegExp(`^\\s*'${name}[ ']`, 'm').test(
-    readFileSync(path.join(ROOT, 'dist', 'client', 'program.js'), 'utf8'),
-  )
