@@ -157,11 +157,11 @@ export const BEHAVIOURS: readonly Behaviour[] = [
         ids.push((await stand.pull(disks)).id)
       }
       const [claimed = ''] = ids
-      await ends(0, 'claim', claimed, 'a test boot')
+      await ends(0, 'claim', claimed, 'test-boot')
       await standby.configure('keep: { last: 2 }', ...settings)
       await ends(0, 'prune')
       await holdsAll(stand, [claimed, ...ids.slice(-2)])
-      await ends(0, 'release', claimed, 'a test boot')
+      await ends(0, 'release', claimed, 'test-boot')
       await ends(0, 'prune')
       await holdsAll(stand, ids.slice(-2))
       t.strictSame(await wrongNow(standby), [])
