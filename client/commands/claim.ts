@@ -48,7 +48,7 @@ async function change(
   const layout = layoutOf(clone.dir)
   const unlock = lockClone(layout, how === claim ? 'claim' : 'release')
   try {
-    // A claim must hold whole images, not those of an exchange that was cut short.
+    // Whoever claims images uses them next: nothing may be left to be written to them.
     await recover(layout)
     // Chosen again: before the lock a prune may have removed it.
     const found = await choose()

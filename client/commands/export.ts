@@ -50,7 +50,7 @@ export async function exportCommand(
   try {
     chosen(clone, await listGenerations(clone.dir), which)
     const target = await newFolder(folder, clone.dir, cleanup)
-    const { found, sound } = await claimed(clone, which, cleanup)
+    const { found, sound } = await claimed(clone, which, signal, cleanup)
     cleanup.defer(() => watcher.done())
     const work = { found, target, format, signal, watcher }
     const { disks, seq } = await exportGeneration(clone.name, sound, work, cleanup)
@@ -64,12 +64,13 @@ export async function exportCommand(
 async function claimed(
   clone: CloneConfig,
   which: string | undefined,
+  signal: AbortSignal,
   cleanup: Cleanup,
 ): Promise<{ found: Sound; sound: Sound[] }> {
-  const unlock = lockClone(layoutOf(clone.dir), 'export')
+  const layout = layoutOf(clone.dir)
+  const unlock = lockClone(layout, 'export')
   try {
-    // While an exchange is open, images may hold neither generation.
-    await recover(layoutOf(clone.dir))
+    await recover(layout, signal)
     const all = await listGenerations(clone.dir)
     const sound = all.filter(isSound)
     const found = chosen(clone, all, which)
