@@ -28,6 +28,7 @@ import { layoutOf } from '../client/store/layout.ts'
 import { recordName } from '../client/store/record.ts'
 import { verifiedOf } from '../client/store/verified.ts'
 import { fakeSource, refusing, type FakeSource } from './client/fake-source.ts'
+import { aMedium } from './client/medium.ts'
 import { unreadable } from './client/unreadable.ts'
 
 const log = pino({ level: 'silent' })
@@ -46,8 +47,11 @@ interface Clone {
   readonly second: Pulled
 }
 
-/** Two generations of one disk, each whole. */
-async function aClone(t: Test): Promise<Clone> {
+const media = { reflink: await aMedium(t, 'xfs'), 'in-place': await aMedium(t, 'ext4', 256) }
+let clones = 0
+
+/** Two generations of one disk: each whole, or, kept in place, the older one a record against the newer one. */
+async function aClone(t: Test, generations: keyof typeof media = 'reflink'): Promise<Clone> {
   const older = Buffer.concat([
     randomBytes(2 * CHUNK_SIZE),
     Buffer.alloc(CHUNK_SIZE),
@@ -57,8 +61,8 @@ async function aClone(t: Test): Promise<Clone> {
   randomBytes(CHUNK_SIZE).copy(newer, CHUNK_SIZE)
   const source = await fakeSource({ vda: older })
   t.teardown(() => source[Symbol.asyncDispose]())
-  const config = { ...cloneConfig(loadConfig(source.configFile), 'mydomain'), generations: 'copy' }
-  const clone = config as CloneConfig
+  const dir = path.join(media[generations], String(clones++), 'mydomain')
+  const clone = { ...cloneConfig(loadConfig(source.configFile), 'mydomain'), dir, generations }
   const first = await pullOf(clone)
   await writeFile(source.file('vda'), newer)
   const second = await pullOf(clone)
@@ -74,18 +78,9 @@ function pullOf(clone: CloneConfig): Promise<Pulled> {
 const verifyOf = ({ config }: Clone, which?: string, manner: Manner = 'bytes'): Promise<Verified> =>
   verifyCommand(config, which, never, NOBODY, manner)
 
-/** Turns the older generation's image into a record against the newer one, as a store in place keeps it. */
-async function keepAsRecord({ older, first, second }: Clone): Promise<string> {
-  const disk = { target: 'vda', format: 'raw' }
-  const file = path.join(first.dir, recordName(disk, second.recoveryPoint))
-  const record = await open(file, 'wx+')
-  await record.truncate(older.length)
-  await record.write(chunkOf(older, 1), 0, CHUNK_SIZE, CHUNK_SIZE)
-  await record.sync()
-  await record.close()
-  await rm(path.join(first.dir, 'vda.raw'))
-  return file
-}
+/** The older generation's record, of a clone kept in place. */
+const recordOf = ({ first, second }: Clone): string =>
+  path.join(first.dir, recordName({ target: 'vda', format: 'raw' }, second.recoveryPoint))
 
 async function flip(file: string, byte: number): Promise<void> {
   const handle = await open(file, 'r+')
@@ -112,8 +107,8 @@ const currentOf = ({ config }: Clone): string | undefined => {
 }
 
 t.test('a bad chunk of a chain is named with its file, whoever is verified', async t => {
-  const clone = await aClone(t)
-  const record = await keepAsRecord(clone)
+  const clone = await aClone(t, 'in-place')
+  const record = recordOf(clone)
   t.match(await verifyOf(clone, '1'), { sound: true })
   t.match(await lastVerified(clone), {
     level: 'all',
@@ -199,6 +194,8 @@ t.test('bytes of the medium, or it is said that they are not', async t => {
   t.teardown(() => spawnSync('umount', ['--lazy', mounted]))
   execFileSync('cp', ['-a', clone.config.dir, mounted])
   const inMemory = { ...clone.config, dir: path.join(mounted, 'mydomain') }
+  // What its pulls have proven was on another medium.
+  await rm(path.join(inMemory.dir, 'verified.json'))
   const verified = await verifyCommand(inMemory, undefined, never, NOBODY)
   t.match(verified, { sound: true, disks: [{ cached: [/vda\.raw$/] }] })
   t.notOk(existsSync(path.join(inMemory.dir, 'verified.json')), 'nothing of a medium was proven')
@@ -217,8 +214,8 @@ t.test('a bad chunk that another generation has is repaired without a session', 
 })
 
 t.test('a bad chunk is fetched from the source when it still has it', async t => {
-  const clone = await aClone(t)
-  const record = await keepAsRecord(clone)
+  const clone = await aClone(t, 'in-place')
+  const record = recordOf(clone)
   await flip(imageOf(clone.second), 0)
   await flip(record, CHUNK_SIZE)
   const verified = await verifyOf(clone, undefined, 'repair')
@@ -308,8 +305,8 @@ t.test('a merge that fails after a repair is exit 13, although the generation is
 })
 
 t.test('manifests and images are made anew only when they are what they were', async t => {
-  const clone = await aClone(t)
-  const record = await keepAsRecord(clone)
+  const clone = await aClone(t, 'in-place')
+  const record = recordOf(clone)
   const [older, newer] = [clone.first, clone.second].map(({ dir }) =>
     path.join(dir, 'vda.manifest'),
   ) as [string, string]
@@ -401,3 +398,30 @@ t.test('a full read-back is due when none was for so long', async t => {
   t.equal(currentOf(clone), clone.first.recoveryPoint)
   t.equal(CHUNKS, Math.ceil(clone.newer.length / CHUNK_SIZE))
 })
+
+for (const method of ['reflink', 'in-place'] as const)
+  t.test(`a pull reads all back when that is due, and tells: ${method}`, async t => {
+    const clone = await aClone(t, method)
+    const config = { ...clone.config, reverifyMs: 1 }
+    const reverified = async (): Promise<unknown> => {
+      const text = readFileSync(layoutOf(config.dir).history, 'utf8')
+      const newest = (await soundGenerations(config.dir)).at(-1)
+      const line = JSON.parse(text.trim().split('\n').at(-1) ?? '') as { seconds: object }
+      return { seconds: line.seconds, verified: newest && (await verifiedOf(newest)) }
+    }
+    await pullOf(clone.config)
+    t.notMatch(await reverified(), { seconds: { reverify: Number } }, 'not due')
+    const third = await pullOf(config)
+    t.match(await reverified(), { seconds: { reverify: Number }, verified: { fullAt: String } })
+
+    // Bytes that no later pull has to touch, because the source has them as they were.
+    await flip(imageOf(third), 7)
+    await t.rejects(pullOf(config), {
+      code: 'INTEGRITY',
+      exit: 21,
+      message: /was published, but .* damage: vda: 1 bad chunks, the first is chunk 0/,
+    })
+    const damaged = (await soundGenerations(config.dir)).at(-1)
+    t.match(damaged, { generation: { seq: 5 }, damaged: /chunk 0/ })
+    t.not(currentOf(clone), damaged?.id)
+  })
