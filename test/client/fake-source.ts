@@ -166,7 +166,7 @@ export async function fakeSource(disks: Readonly<Record<string, Buffer>>): Promi
     }),
     'session.release': () => ({ recoveryPoint: recoveryPoint.id }),
     digests: async ({ target, chunk, count }) => ({
-      digests: await digestsOf(file(target), chunk, count),
+      digests: await digestsOf(file(target), chunk, count).catch(unreadable),
     }),
     acknowledge: () => ({}),
     outcome: () => ({ state: 'merged', disks: [], refusals: [] }),
@@ -245,6 +245,13 @@ async function digestsOf(file: string, chunk: number, count: number): Promise<st
   } finally {
     await image.close()
   }
+}
+
+/** What the real source says of a base that it cannot read. */
+function unreadable(error: unknown): never {
+  if (error instanceof Failure) throw error
+  const { message, path: base = 'it' } = error as NodeJS.ErrnoException
+  throw new Failure('TRANSFER', `the source cannot read ${base}: ${message}`, { cause: error })
 }
 
 /** An answer of the gate that is a failure. */
