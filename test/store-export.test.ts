@@ -33,6 +33,7 @@ import { importCommand } from '../client/commands/import.ts'
 import { verifyCommand } from '../client/commands/verify.ts'
 import { cloneConfig, loadConfig, type CloneConfig } from '../client/config/effective.ts'
 import { checkCommands } from '../client/export-readme.ts'
+import { openPool } from '../client/copy/pool.ts'
 import { CHUNK_SIZE } from '../client/plan.ts'
 import { generationSchema, soundGenerations, type Generation } from '../client/store/generation.ts'
 import { lockClone } from '../client/store/guard.ts'
@@ -40,6 +41,7 @@ import { layoutOf, makeFolders } from '../client/store/layout.ts'
 import { publish, seal } from '../client/store/publish.ts'
 import { readState, writeState } from '../client/store/state.ts'
 import { Failure } from '../shared/failures.ts'
+import { publishAll } from './client/generations.ts'
 import { aMedium, type FileSystem } from './client/medium.ts'
 
 const MIB = 1024 * 1024
@@ -212,27 +214,24 @@ t.test('an older generation kept in place is exported whole', async t => {
   const newer = Buffer.from(VDA)
   newer.fill(7, MIB, MIB + 100)
   newer.fill(0, 8 * MIB, 8 * MIB + 512)
-  const older = await aGeneration(clone, 1, { 'vda.raw': VDA })
-  await aGeneration(clone, 2, { 'vda.raw': Buffer.concat([newer, randomBytes(MIB)]) })
-  // The record: the chunks that differ, and the last one, which the newer has longer.
-  const record = path.join(older, `vda.raw.from-${idOf(2)}`)
-  await rename(path.join(older, 'vda.raw'), record)
-  for (const [chunk, count] of [
-    [0, 1],
-    [2, 6],
-  ] as const)
-    execFileSync('fallocate', [
-      ...['--punch-hole', '--offset', `${chunk}MiB`, '--length', `${count}MiB`, record],
-    ])
+  const layout = layoutOf(clone.dir)
+  await makeFolders(layout)
+  const pool = openPool(1)
+  t.teardown(() => pool[Symbol.asyncDispose]())
+  // The newer one is longer, so the last chunk of the older one differs, too.
+  const longer = Buffer.concat([newer, randomBytes(MIB)])
+  await publishAll(layout, [{ vda: { bytes: VDA } }, { vda: { bytes: longer } }], pool)
+  const ids = (await soundGenerations(clone.dir)).map(({ id }) => id)
+  const [older = ''] = ids
+  t.notOk(existsSync(path.join(layout.generations, older, 'vda.raw')), 'it is a record')
   const folder = path.join(await aFolder(t), 'taken')
   const claims: string[] = []
   const watcher: Watcher = {
     ...NOBODY,
     phase: () => {
-      for (const seq of [1, 2])
-        claims.push(...readdirSync(path.join(clone.dir, 'generations', idOf(seq), 'claims')))
+      for (const id of ids) claims.push(...readdirSync(path.join(layout.generations, id, 'claims')))
       // A pull or a prune may work meanwhile.
-      lockClone(layoutOf(clone.dir), 'test')()
+      lockClone(layout, 'test')()
     },
   }
   await exportCommand(clone, { ...ALL, generation: '1', to: folder }, never, watcher)
@@ -241,7 +240,7 @@ t.test('an older generation kept in place is exported whole', async t => {
   checkByReadme(t, folder)
 
   const converted = path.join(path.dirname(folder), 'converted')
-  await exportCommand(clone, { generation: idOf(1), format: 'qcow2', to: converted }, never, NOBODY)
+  await exportCommand(clone, { generation: older, format: 'qcow2', to: converted }, never, NOBODY)
   t.strictSame(
     readdirSync(converted).filter(name => name.includes('vda')),
     ['vda.manifest', 'vda.qcow2'],
