@@ -24,7 +24,7 @@ export interface DiskPlan extends DiskToPull {
 export interface Held extends DiskToPull {
   /** The generation that it is of. */
   readonly id: string
-  /** It is known to be damaged, so that its digests say nothing of its bytes. */
+  /** Damage is known that may be in it, so that its digests say nothing of its bytes. */
   readonly damaged: boolean
 }
 
@@ -77,7 +77,7 @@ function wayFor(
       : before.format !== disk.format
         ? `its format was ${before.format}`
         : before.damaged
-          ? `generation ${before.id} is damaged`
+          ? `damage is known that may be in ${before.id}, too`
           : before.size !== disk.size
             ? `compared with ${before.id}, where its size was ${before.size} bytes`
             : `compared with ${before.id}`

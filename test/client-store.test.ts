@@ -108,11 +108,11 @@ t.test('a plan says how each disk is got, and why', t => {
     [[{ ...held, size: 512 }], {}, 'hash: compared with RP, where its size was 512 bytes', 'RP'],
     [[held], { full: true }, 'full: --full was given', 'RP'],
     [[held], { digests: false }, 'full: the source is too old to give digests', 'RP'],
-    [[{ ...held, damaged: true }], {}, 'full: generation RP is damaged', 'RP'],
+    [[{ ...held, damaged: true }], {}, 'full: damage is known that may be in RP, too', 'RP'],
     [
       [{ ...held, damaged: true }],
       { donor: 'D' },
-      'hash: generation RP is damaged; D was interrupted',
+      'hash: damage is known that may be in RP, too; D was interrupted',
       'RP',
     ],
   ]

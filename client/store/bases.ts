@@ -28,6 +28,8 @@ export interface Base {
   /** The image, whole. */
   readonly image: string
   readonly method: Method
+  /** Damage is known that may be in it. */
+  readonly damaged: boolean
   /** Whether the manifest says what the image holds: not when it is damaged, or everything is to be written anew. */
   readonly trusted: boolean
 }
@@ -60,8 +62,12 @@ export async function findBases(
   const add = (generation: Sound, disk: Disk | undefined, how: Method): void => {
     if (!disk) return
     const image = path.join(generation.dir, imageName(disk))
-    const trusted = !full && generation.damaged === undefined
-    of.set(disk.target, { generation, disk, image, method: how, trusted })
+    // A newer generation that is damaged may share the very blocks that went bad.
+    const sharesDamage = sound.some(
+      one => one.damaged !== undefined && one.generation.seq >= generation.generation.seq,
+    )
+    const it = { generation, disk, image, method: how, damaged: sharesDamage }
+    of.set(disk.target, { ...it, trusted: !full && !sharesDamage })
   }
   // In place a damaged image can be built upon, because then all of it is written.
   const newest = method === 'in-place' ? sound.at(-1) : sound.filter(isUndamaged).at(-1)
@@ -130,8 +136,10 @@ export function heldBy(
   if (!newest) return undefined
   const isOther = (one: Held): boolean =>
     disks.some(({ target, format }) => target === one.target && format !== one.format)
-  const built = [...of.values()].flatMap(({ generation, disk }) =>
-    heldIn(generation).filter(({ target }) => target === disk.target),
+  const built = [...of.values()].flatMap(({ generation, disk, damaged }) =>
+    heldIn(generation)
+      .filter(({ target }) => target === disk.target)
+      .map(held => ({ ...held, damaged })),
   )
   return [...built, ...heldIn(newest).filter(one => !of.has(one.target) && isOther(one))]
 }
