@@ -255,6 +255,25 @@ t.test(
   },
 )
 
+t.test('a basis whose manifest was swapped, or whose image was cut, is written anew', async t => {
+  const standby = await aStandby(t, { vda: randomBytes(3 * MIB) })
+  const first = await standby.pull()
+  await poke(standby.source.file('vda'), 0, Buffer.from('changed'))
+  const second = await standby.pull()
+  await poke(standby.source.file('vda'), 0, Buffer.from('and back'))
+  // The older manifest tells of the source's bytes, but not of those in the newer image.
+  const stale = await readFile(path.join(first.dir, 'vda.manifest'))
+  await writeFile(path.join(second.dir, 'vda.manifest'), stale)
+  t.match(await standby.pull(), {
+    plan: [{ kind: 'full', reason: /damage is known that may be in/ }],
+    bytes: { written: 3 * MIB },
+  })
+  same(t, standby)
+  await truncate(standby.image(), 2 * MIB)
+  t.match(await standby.pull(), { bytes: { written: 3 * MIB } })
+  same(t, standby)
+})
+
 t.test('a full pull distrusts what the clone has', async t => {
   const standby = await aStandby(t, { vda: randomBytes(2 * MIB) })
   await standby.pull()

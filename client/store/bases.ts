@@ -3,11 +3,12 @@
 import { lstat, stat } from 'node:fs/promises'
 import path from 'node:path'
 import type { CloneConfig } from '../config/effective.ts'
-import type { Held } from '../plan.ts'
+import { chunkCount, type Held } from '../plan.ts'
 import { checkUnused } from './guard.ts'
 import { takeDevice } from './device.ts'
 import { isUndamaged, type Sound } from './generation.ts'
-import { imageName, type Layout } from './layout.ts'
+import { imageName, manifestName, type Layout } from './layout.ts'
+import { manifestDigest } from './manifest.ts'
 import type { Method } from './method.ts'
 import type { DiskRoom } from './room.ts'
 import type { Disk } from './view.ts'
@@ -59,15 +60,22 @@ export async function findBases(
   const letGo = async (): Promise<void> => {
     for (const device of taken.splice(0)) await device[Symbol.asyncDispose]()
   }
-  const add = (generation: Sound, disk: Disk | undefined, how: Method): void => {
+  const add = async (generation: Sound, disk: Disk | undefined, how: Method): Promise<void> => {
     if (!disk) return
     const image = path.join(generation.dir, imageName(disk))
     // A newer generation that is damaged may share the very blocks that went bad.
     const sharesDamage = sound.some(
       one => one.damaged !== undefined && one.generation.seq >= generation.generation.seq,
     )
-    const it = { generation, disk, image, method: how, damaged: sharesDamage }
-    of.set(disk.target, { ...it, trusted: !full && !sharesDamage })
+    const damaged = sharesDamage || !(await isIntact(generation.dir, disk))
+    of.set(disk.target, {
+      generation,
+      disk,
+      image,
+      method: how,
+      damaged,
+      trusted: !full && !damaged,
+    })
   }
   // In place a damaged image can be built upon, because then all of it is written.
   const newest = method === 'in-place' ? sound.at(-1) : sound.filter(isUndamaged).at(-1)
@@ -81,7 +89,7 @@ export async function findBases(
         const { holder } = it
         if (!holder) blank.set(target, it.path)
         else
-          add(
+          await add(
             holder,
             holder.generation.disks.find(disk => disk.target === target),
             'in-place',
@@ -91,12 +99,24 @@ export async function findBases(
       const disk = newest?.generation.disks.find(one => imageName(one) === imageName(wanted))
       // A link is to a block device that the configuration names no more: left to the generation that it is of.
       if (newest && disk && (await isFile(path.join(newest.dir, imageName(disk)))))
-        add(newest, disk, method)
+        await add(newest, disk, method)
     }
     return { method, of, blank, [Symbol.asyncDispose]: letGo }
   } catch (error) {
     await letGo()
     throw error
+  }
+}
+
+/** Whether the manifest is the one that generation.json names, and a file as long as it says: else it tells of other bytes. */
+async function isIntact(dir: string, disk: Disk): Promise<boolean> {
+  try {
+    const image = await stat(path.join(dir, imageName(disk)))
+    if (image.isFile() && image.size !== disk.size) return false
+    const manifest = path.join(dir, manifestName(disk))
+    return (await manifestDigest(manifest, chunkCount(disk.size))) === disk.digest
+  } catch {
+    return false
   }
 }
 

@@ -63,7 +63,7 @@ export async function publishInPlace(
 }
 
 /** The disks of a generation that are records, each with the generation that holds its image. @throws Failure INTEGRITY */
-export async function exchangedDisks(sound: readonly Sound[], to: Sound): Promise<ExchangedDisk[]> {
+async function exchangedDisks(sound: readonly Sound[], to: Sound): Promise<ExchangedDisk[]> {
   const disks: ExchangedDisk[] = []
   for (const disk of to.generation.disks) {
     if (await isWhole(to, disk)) continue
