@@ -153,7 +153,7 @@ export class World implements AsyncDisposable {
   async heldPull(): Promise<Puller> {
     const brake = await startBrake(this.lab)
     this.#open.push(brake)
-    const argv = ['clone', 'pull', 'mydomain', '--config', BRAKED]
+    const argv = ['clone', 'pull', 'mydomain', '--full', '--config', BRAKED]
     const process = this.lab.spawn('standby', argv)
     const early = process.result.then(({ stderr }) => {
       throw new Error(`the pull ended before it was held: ${stderr}`)

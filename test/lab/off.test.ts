@@ -97,7 +97,7 @@ t.test('a domain that does not run as usual', async t => {
   /** A pull that stands in the middle of its copy until `go`. */
   async function heldPull(): Promise<{ child: HostProcess; go: () => Promise<void> }> {
     const brake = await startBrake(lab)
-    const child = lab.spawn('standby', ['clone', 'pull', 'mydomain', '--config', BRAKED])
+    const child = lab.spawn('standby', ['clone', 'pull', 'mydomain', '--full', '--config', BRAKED])
     const early = child.result.then(({ stderr }) => {
       throw new Error(`the pull ended before it was held: ${stderr}`)
     })
