@@ -4,6 +4,7 @@ import { setMaxListeners } from 'node:events'
 import path from 'node:path'
 import { Cleanup } from '../shared/cleanup.ts'
 import { Failure, toFailure } from '../shared/failures.ts'
+import { FEATURES } from '../shared/gate.ts'
 import type { Log } from '../shared/log.ts'
 import type { NbdConnection } from '../shared/nbd/client.ts'
 import {
@@ -158,7 +159,7 @@ async function pullLocked(
   const described = await gate.call('describe', { domain: clone.domain }, { signal })
   const source = { hostId: greeting.hostId, domainUuid: described.uuid }
   checkBinding(layout, boundTo(state, sound.at(-1)?.generation), source, adopt)
-  const digests = greeting.features.includes('digests')
+  const digests = greeting.features.includes(FEATURES.digests)
   if (verify === 'source' && !digests)
     throw new Failure(
       'SOURCE_REFUSED',

@@ -6,7 +6,7 @@ import path from 'node:path'
 import { Failure, type FailureCode } from '../../shared/failures.ts'
 import { formatSize } from '../../shared/quantities.ts'
 import type { Attempt } from '../attempt.ts'
-import { CHUNK_SIZE } from '../plan.ts'
+import { fill } from '../copy/fill.ts'
 import { imageName, manifestName, recoveryPointsIn, type Layout } from './layout.ts'
 import { readDigests } from './manifest.ts'
 
@@ -44,13 +44,7 @@ export async function openDonor(
     async read(chunk, digest, bytes) {
       try {
         if (readDigests(manifest.fd, chunk, 1)[0] !== digest) return false
-        for (let done = 0; done < bytes.length;) {
-          const at = chunk * CHUNK_SIZE + done
-          const { bytesRead } = await image.read(bytes, done, bytes.length - done, at)
-          if (bytesRead === 0) return false
-          done += bytesRead
-        }
-        return true
+        return await fill(image.fd, chunk, bytes)
       } catch {
         // What cannot be read here is read from the source.
         return false
