@@ -54,6 +54,8 @@ const FAULTS: Readonly<Record<'power' | BreakName, readonly [fault: string, time
   power: ['power cut at any write, what was not flushed kept or lost at random', EVERY_WRITE],
   kill: ['SIGKILL of clone at random moments', 40],
   space: ['its file system is nearly full', 40],
+  'space-phases': ['its file system fills up as each phase of a pull begins', 4],
+  'io-phases': ['its disk fails as each phase of a pull begins', 4],
   io: ['its disk fails to read or write at random moments', 30],
   flip: ['a random bit of an image or a manifest flips', 20],
   swap: ['two manifests are swapped', 2],
