@@ -1,13 +1,14 @@
 // clone verify: re-reads generations against their manifests, names what differs, and repairs it when asked to.
 
 import { Cleanup } from '../../shared/cleanup.ts'
-import { Failure, toFailure, worstExit } from '../../shared/failures.ts'
+import { Failure, worstExit } from '../../shared/failures.ts'
 import type { Watcher } from '../attempt.ts'
 import type { CloneConfig } from '../config/effective.ts'
 import { openPool } from '../copy/pool.ts'
 import { chunkCount } from '../plan.ts'
 import { checkRepairable, repair, type Repaired } from '../repair.ts'
 import { chooseGeneration } from '../store/choose.ts'
+import { ofStore } from '../store/failure.ts'
 import { isSound, listGenerations, type Found, type Sound } from '../store/generation.ts'
 import { lockClone } from '../store/guard.ts'
 import { layoutOf } from '../store/layout.ts'
@@ -31,7 +32,7 @@ export interface Verified {
   readonly alsoDamaged?: readonly string[]
   readonly repaired?: Repaired
   /** Why the result could not be recorded; unset when it was. */
-  readonly unrecorded?: string
+  readonly unrecorded?: Failure
 }
 
 /**
@@ -126,7 +127,7 @@ async function verifyThose(
     disks: readonly VerifiedDisk[],
   ): Promise<Pick<Verified, 'sound' | 'alsoDamaged' | 'unrecorded'>> {
     let alsoDamaged: readonly string[] = []
-    const unrecorded = await recorded(async () => {
+    const unrecorded = await recorded(clone.dir, async () => {
       alsoDamaged = (await keepVerdict(layout, generations, one, disks)).alsoDamaged
     })
     const sound = disks.flatMap(problemsOf).length === 0
@@ -135,12 +136,15 @@ async function verifyThose(
 }
 
 /** @returns why something could not be recorded */
-async function recorded(record: () => Promise<void>): Promise<Pick<Verified, 'unrecorded'>> {
+async function recorded(
+  dir: string,
+  record: () => Promise<void>,
+): Promise<Pick<Verified, 'unrecorded'>> {
   try {
     await record()
     return {}
   } catch (error) {
-    return { unrecorded: toFailure(error).message }
+    return { unrecorded: ofStore(dir, error) }
   }
 }
 
@@ -151,8 +155,9 @@ export function failuresOf({ clone, id, sound, unrecorded, repaired }: Verified)
   if (unrecorded !== undefined)
     failures.push(
       new Failure(
-        'STANDBY_IO',
-        `what was found of generation ${id} could not be recorded: ${unrecorded}`,
+        unrecorded.code === 'SPACE' ? 'SPACE' : 'STANDBY_IO',
+        `what was found of generation ${id} could not be recorded: ${unrecorded.message}`,
+        { cause: unrecorded, remedy: unrecorded.remedy },
       ),
     )
   if (!sound) {

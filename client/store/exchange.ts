@@ -3,7 +3,7 @@
 
 import { rm } from 'node:fs/promises'
 import path from 'node:path'
-import { Failure, toFailure } from '../../shared/failures.ts'
+import { Failure } from '../../shared/failures.ts'
 import { fsyncPath } from '../../shared/host/durable.ts'
 import type { Watcher } from '../attempt.ts'
 import type { Through } from '../copy/runs.ts'
@@ -19,6 +19,7 @@ import {
   saveDisk,
   type PatchOptions,
 } from './exchange-steps.ts'
+import { ofStore } from './failure.ts'
 import { imagesOf, readGeneration, soundGenerations, type Sound } from './generation.ts'
 import { checkUnused } from './guard.ts'
 import { manifestName, type Layout } from './layout.ts'
@@ -135,8 +136,8 @@ async function undone(layout: Layout, error: unknown): Promise<'back' | 'forward
   try {
     return await recover(layout)
   } catch (second) {
-    const { message, code } = toFailure(error)
-    const { message: why, remedy } = toFailure(second)
+    const { message, code } = ofStore(layout.dir, error)
+    const { message: why, remedy } = ofStore(layout.dir, second)
     throw new Failure(code, `${message}; ${why}`, { cause: error, remedy })
   }
 }

@@ -3,13 +3,14 @@
 import { readFile, rm } from 'node:fs/promises'
 import path from 'node:path'
 import { z } from 'zod'
-import { Failure, toFailure } from '../../shared/failures.ts'
+import { Failure } from '../../shared/failures.ts'
 import { diskFormat } from '../../shared/gate.ts'
 import { fsyncPath, writeDurably } from '../../shared/host/durable.ts'
 import { isName, isRecoveryPointId } from '../../shared/names.ts'
 import { storeFailure } from '../copy/image.ts'
 import { repairCurrent } from './current.ts'
 import { finishExchange, forgetSaved, restoreDisk } from './exchange-steps.ts'
+import { ofStore } from './failure.ts'
 import { soundGenerations } from './generation.ts'
 import type { Layout } from './layout.ts'
 import { readState } from './state.ts'
@@ -98,7 +99,7 @@ export async function recover(
     await closeJournal(layout)
   } catch (error) {
     signal.throwIfAborted()
-    const failure = toFailure(error)
+    const failure = ofStore(layout.dir, error)
     throw new Failure(
       failure.code,
       `${layout.dir}: an exchange of generations was cut short and cannot be ended yet: ${failure.message}`,

@@ -78,9 +78,9 @@ const io: Break = async stand => {
   const command = await someCommand(stand)
   const running = stand.standby.start(...command)
   await delay(stand.dice() * COMMAND_MS)
-  await stand.medium.fail(pick(stand.dice, 'writes', 'writes', 'reads'))
+  stand.medium.fail(pick(stand.dice, 'writes', 'writes', 'reads'))
   const { code, stderr } = await running.ended
-  await stand.medium.fail('nothing')
+  stand.medium.fail('nothing')
   await stand.medium.remount()
   return NEVER.includes(code) ? [`clone ${command.join(' ')} exits ${code}: ${stderr}`] : []
 }
@@ -118,9 +118,9 @@ async function pullMeeting(
 /** Its disk fails at the beginning of each phase. */
 const ioPhases: Break = stand => {
   const { medium } = stand
-  const fails = (phase: string): void => void medium.fail(phase === 'verify' ? 'reads' : 'writes')
+  const fails = (phase: string): void => medium.fail(phase === 'verify' ? 'reads' : 'writes')
   const mend = async (): Promise<void> => {
-    await medium.fail('nothing')
+    medium.fail('nothing')
     await medium.remount()
   }
   return pullMeeting(stand, fails, mend, STANDBY_IO)

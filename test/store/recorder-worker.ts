@@ -5,6 +5,7 @@ import { openSync, readSync, writeSync } from 'node:fs'
 import { createServer, type Socket } from 'node:net'
 import { parentPort, workerData } from 'node:worker_threads'
 import { ack, exportInfo, greeting, refusal, simple } from '../nbd/wire.ts'
+import { FAILING, type Failing } from './failing.ts'
 
 /** What a disk was told, in order. Zeros are kept as a length only. */
 export type Event =
@@ -13,14 +14,8 @@ export type Event =
   | { readonly kind: 'flush' }
   | { readonly kind: 'mark'; readonly what: string }
 
-/** `mark` and `fail` are answered with the number of events so far, `events` with all of them. */
-export type Order =
-  | { readonly kind: 'mark'; readonly what: string }
-  | { readonly kind: 'events' }
-  | { readonly kind: 'fail'; readonly what: Failing }
-
-/** Which requests end in EIO from now on. */
-export type Failing = 'nothing' | 'reads' | 'writes'
+/** `mark` is answered with the number of events so far, `events` with all of them. */
+export type Order = { readonly kind: 'mark'; readonly what: string } | { readonly kind: 'events' }
 
 export interface RecordedDisk {
   readonly file: string
@@ -28,6 +23,8 @@ export interface RecordedDisk {
   readonly size: number
   /** Whether the events are kept; else only the disk is. */
   readonly kept: boolean
+  /** What fails, as its place in FAILING: shared memory, so that it is so as soon as it is said. */
+  readonly failing: Int32Array
 }
 
 const EIO = 5
@@ -38,7 +35,7 @@ const [READ, WRITE, DISCONNECT, FLUSH] = [0, 1, 2, 3]
 const disk = workerData as RecordedDisk
 const fd = openSync(disk.file, 'r+')
 const events: Event[] = []
-let failing: Failing = 'nothing'
+const failing = (): Failing => FAILING[Atomics.load(disk.failing, 0)] ?? 'nothing'
 
 function write(offset: number, data: Buffer): void {
   writeSync(fd, data, 0, data.length, offset)
@@ -61,7 +58,7 @@ function answer(bytes: Buffer): { reply: Buffer | undefined; taken: number } | u
   const payload = type === WRITE ? length : 0
   if (bytes.length < 28 + payload) return undefined
   const taken = 28 + payload
-  const fails = (failing === 'reads' && type === READ) || (failing === 'writes' && type !== READ)
+  const fails = failing() === (type === READ ? 'reads' : 'writes')
   if (type === DISCONNECT) return { reply: undefined, taken }
   if (fails) return { reply: simple(cookie, EIO), taken }
   if (type === READ) {
@@ -113,7 +110,6 @@ function serve(peer: Socket): void {
 
 parentPort?.on('message', (order: Order) => {
   if (order.kind === 'mark') events.push(order)
-  if (order.kind === 'fail') failing = order.what
   parentPort?.postMessage(order.kind === 'events' ? events : events.length)
 })
 createServer(serve).listen(disk.socket, () => parentPort?.postMessage('ready'))

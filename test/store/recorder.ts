@@ -10,7 +10,8 @@ import path from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
 import type { FileSystem } from '../client/medium.ts'
-import type { Event, Failing, Order, RecordedDisk } from './recorder-worker.ts'
+import { FAILING, type Failing } from './failing.ts'
+import type { Event, Order, RecordedDisk } from './recorder-worker.ts'
 
 export interface Recorder extends AsyncDisposable {
   /** Where the file system is mounted. */
@@ -20,8 +21,8 @@ export interface Recorder extends AsyncDisposable {
   readonly size: number
   /** Notes in the log that something is over, after everything written before it. */
   mark(what: string): Promise<void>
-  /** Has reads or writes of the disk end in EIO, or lets them work again. */
-  fail(what: Failing): Promise<void>
+  /** Has reads or writes of the disk end in EIO from this moment on, or lets them work again. */
+  fail(what: Failing): void
   /** Unmounts and mounts again, as after a reboot. */
   remount(): Promise<void>
   /** A file: the disk as mkfs left it. */
@@ -44,6 +45,7 @@ export async function record(type: FileSystem, kept = true): Promise<Recorder> {
     socket: path.join(dir, 'nbd.sock'),
     size: SIZE[type] * MIB,
     kept,
+    failing: new Int32Array(new SharedArrayBuffer(4)),
   }
   await writeFile(disk.file, '')
   await truncate(disk.file, disk.size)
@@ -54,6 +56,9 @@ export async function record(type: FileSystem, kept = true): Promise<Recorder> {
   const program = import.meta.url.endsWith('.ts') ? './recorder-worker.ts' : './recorder-worker.js'
   const worker = new Worker(new URL(program, import.meta.url), { workerData: disk })
   await once(worker, 'message')
+  const fail = (what: Failing): void => {
+    Atomics.store(disk.failing, 0, FAILING.indexOf(what))
+  }
   const ask = async (order: Order): Promise<unknown> => {
     const answered = once(worker, 'message')
     worker.postMessage(order)
@@ -89,12 +94,10 @@ export async function record(type: FileSystem, kept = true): Promise<Recorder> {
     mark: async what => {
       await ask({ kind: 'mark', what })
     },
-    fail: async what => {
-      await ask({ kind: 'fail', what })
-    },
+    fail,
     events: async () => (await ask({ kind: 'events' })) as Event[],
     async [Symbol.asyncDispose]() {
-      await ask({ kind: 'fail', what: 'nothing' })
+      fail('nothing')
       await run('umount', '--lazy', mounted)
       await run('losetup', '--detach', loop)
       await run('umount', '--lazy', fuse)
