@@ -15,7 +15,7 @@ const CONNECT_MS = 20_000
 /** A host that answers none of so many questions is gone. */
 const ALIVE_MS = 15_000
 const ALIVE_COUNT = 3
-/** How long a host may take to say goodbye. */
+/** How long our goodbye may take to be sent. */
 const GOODBYE_MS = 1_000
 
 /** Fastest first by measurement (docs/architecture.md); nothing that OpenSSH itself would not offer today. */
@@ -98,6 +98,8 @@ export async function logIn(
       if (ended) return
       const over = new Promise<void>(resolve => onEnd(resolve))
       const late = setTimeout(() => socket.destroy(), GOODBYE_MS)
+      // Our goodbye is sent; the host's is not waited for.
+      socket.once('finish', () => socket.destroy())
       client.end()
       await over
       clearTimeout(late)
@@ -192,7 +194,10 @@ function proveBoth(
     }
 
     client.once('ready', settle).on('error', onError).once('close', onClose)
-    if (signal.aborted) { stop(); return; }
+    if (signal.aborted) {
+      stop()
+      return
+    }
     signal.addEventListener('abort', stop, { once: true })
     const offered = [...keys.candidates]
     client.connect({
@@ -218,7 +223,7 @@ function proveBoth(
       },
       authHandler: (left, _partial, next): void => {
         // The first call has no answer of the host yet.
-        methods = (left) ?? methods
+        methods = left ?? methods
         const candidate = methods.includes('publickey') ? offered.shift() : undefined
         if (candidate) tried.push(candidate.what)
         next(candidate?.method ?? (false as never))
