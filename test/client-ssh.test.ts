@@ -2,6 +2,7 @@
 
 import t, { type Test } from 'tap'
 import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { chmodSync, existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer, type AddressInfo } from 'node:net'
 import { homedir, userInfo } from 'node:os'
@@ -56,8 +57,11 @@ async function failureOf(promise: Promise<unknown>): Promise<Failure> {
 }
 
 async function until(done: () => boolean, why: () => string): Promise<void> {
-  for (const end = performance.now() + 20_000; !done(); await sleep(10))
+  const end = performance.now() + 20_000
+  while (!done()) {
     if (performance.now() > end) throw new Error(`not in time: ${why()}`)
+    await sleep(10)
+  }
 }
 
 /** What would keep this process alive. */
@@ -110,7 +114,7 @@ t.test('an unknown host becomes known when the user says so, once', { skip }, as
   const file = path.join(dir, 'known_hosts')
   writeFileSync(file, 'other.example ssh-ed25519 AAAA')
   const told: string[] = []
-  const user: User = { acceptsNewHostKeys: true, tell: text => told.push(text) }
+  const user: User = { acceptsNewHostKeys: true, tell: text => void told.push(text) }
   t.equal(await say(sourceAt(sshd, {}, user)), 'asked: gate\n')
   t.strictSame(readFileSync(file, 'utf8').split('\n'), [
     'other.example ssh-ed25519 AAAA',
@@ -260,7 +264,7 @@ t.test('an encrypted key needs an agent or a person', { skip }, async t => {
   const only = [...options, 'IdentitiesOnly=yes']
   t.equal((await failureOf(say(sourceAt(sshd, { options: only })))).code, 'SOURCE_REFUSED')
   process.env['SSH_AUTH_SOCK'] = socket
-  t.teardown(() => delete process.env['SSH_AUTH_SOCK'])
+  t.teardown(() => Reflect.deleteProperty(process.env, 'SSH_AUTH_SOCK'))
   const byVariable = ['IdentityAgent=SSH_AUTH_SOCK']
   t.equal(await say(sourceAt(sshd, { options: byVariable })), 'asked: gate\n')
 })
@@ -293,14 +297,7 @@ t.test('behind another host: both must prove themselves', { skip }, async t => {
   knowHosts(dir, ...keys)
   await using pool = sshPool(behind)
   const remote = await pool.exec('gate', never)
-  t.match(
-    String(
-      await remote.output[Symbol.asyncIterator]()
-        .next()
-        .then(one => one.value),
-    ),
-    'gate',
-  )
+  t.match(String((await once(remote.output, 'data'))[0]), 'asked: gate')
   t.equal(jump.killConnections(), 1)
   t.match(await remote.over, { code: 'SOURCE_UNREACHABLE', reason: /to behind is lost/ })
 })

@@ -160,14 +160,14 @@ function proveBoth(
 ): Promise<void> {
   return new Promise((resolve, reject) => {
     /** What was found wrong with the host; ssh2 itself only says that it was denied. */
-    let denied: unknown
+    let denied: Error | undefined
     let accepted: string | undefined
     const tried: string[] = []
     const unsigned: string[] = []
     let methods: readonly string[] = ['publickey']
-    const stop = (): void => settle(signal.reason)
+    const stop = (): void => settle(signal.reason as Error)
 
-    const settle = (error?: unknown): void => {
+    const settle = (error?: Error): void => {
       signal.removeEventListener('abort', stop)
       client.off('ready', settle).off('error', onError).off('close', onClose)
       if (error === undefined) resolve()
@@ -216,12 +216,12 @@ function proveBoth(
             verify(true)
           },
           (error: unknown) => {
-            denied = error
+            denied = error as Error
             verify(false)
           },
         )
       },
-      authHandler: (left, _partial, next): void => {
+      authHandler: (left: readonly string[] | null, _partial, next): void => {
         // The first call has no answer of the host yet.
         methods = left ?? methods
         const candidate = methods.includes('publickey') ? offered.shift() : undefined
