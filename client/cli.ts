@@ -15,6 +15,7 @@ import { cloneConfig, loadConfig, type CloneConfig } from './config/effective.ts
 import { layoutOf } from './store/layout.ts'
 import { standbyJsonSchema } from './config/schema.ts'
 import { program, type Command } from './program.ts'
+import { userAt } from './terminal.ts'
 import {
   claimText,
   listText,
@@ -90,7 +91,8 @@ async function perform(command: Command): Promise<number> {
       const watch = (clone: string) => progressBar(process.stderr, clone)
       const log = createLog('clone', command.logLevel)
       const signal = interruptible()
-      const { results, exit } = await pullCommand(config, command, log, signal, watch)
+      const user = userAt(process.stdin, process.stderr, command.acceptNewHostKey)
+      const { results, exit } = await pullCommand(config, command, log, signal, watch, user)
       if (command.json) print(asJson('pull', pullJson(results, exit)))
       for (const result of results)
         if (result.outcome === 'failed') complain(pullText(result))
@@ -133,8 +135,10 @@ async function perform(command: Command): Promise<number> {
         remedy: 'the images do not depend on it: keep a copy of it, and find out who changed it',
       })
     }
-    case 'verify':
-      return verifyAndSay(command, cloneConfig(config, command.domain), say)
+    case 'verify': {
+      const user = userAt(process.stdin, process.stderr, command.acceptNewHostKey)
+      return verifyAndSay(command, cloneConfig(config, command.domain, user), say)
+    }
     case 'export': {
       const { exportCommand } = await import('./commands/export.ts')
       const { progressBar } = await import('./progress.ts')

@@ -20,6 +20,7 @@ export type Command = Global &
         readonly adopt: boolean
         readonly full: boolean
         readonly dryRun: boolean
+        readonly acceptNewHostKey: boolean
         readonly maxDurationMs: number | undefined
       }
     | { readonly name: 'status'; readonly domains: readonly string[] }
@@ -37,6 +38,7 @@ export type Command = Global &
         readonly all: boolean
         readonly ifDue: boolean
         readonly repair: boolean
+        readonly acceptNewHostKey: boolean
       }
     | {
         readonly name: 'export'
@@ -75,6 +77,13 @@ export const dryRun = {
   type: 'boolean',
   default: false,
   description: 'only say what would be done',
+} as const
+
+/** For each command that may connect to a source. */
+export const acceptNewHostKey = {
+  type: 'boolean',
+  default: false,
+  description: 'add the ssh host key of a source that nobody knows yet to known_hosts',
 } as const
 
 /** The one domain that a command is about. */

@@ -2,7 +2,7 @@
 
 import type { Argv } from 'yargs'
 import { Failure } from '../shared/failures.ts'
-import { domain, dryRun, global, type Handle } from './command.ts'
+import { acceptNewHostKey, domain, dryRun, global, type Handle } from './command.ts'
 
 const which = {
   type: 'string',
@@ -59,6 +59,7 @@ export function generationCommands(parser: Argv, handle: Handle): Argv {
             default: false,
             description: 'get bad chunks from other generations or the source',
           })
+          .option('accept-new-host-key', acceptNewHostKey)
           .check(({ generation, all, ifDue, repair, manifestsOnly, history }) => {
             if (all && generation !== undefined)
               throw new Failure('USAGE', 'name a generation, or --all, not both')
@@ -76,12 +77,13 @@ export function generationCommands(parser: Argv, handle: Handle): Argv {
           }),
       args => {
         const { domain, generation, all, ifDue, repair, manifestsOnly, history } = args
+        const { acceptNewHostKey } = args
         if (history) return handle({ name: 'verify history', ...global(args), domain })
         if (manifestsOnly)
           return handle({ name: 'verify manifests', ...global(args), domain, generation })
         return handle({
           ...{ name: 'verify', ...global(args), domain, generation },
-          ...{ all, ifDue, repair },
+          ...{ all, ifDue, repair, acceptNewHostKey },
         })
       },
     )

@@ -6,7 +6,7 @@ import { exitStatusHelp } from '../shared/help.ts'
 import { LOG_LEVELS } from '../shared/log-level.ts'
 import { parseDuration } from '../shared/quantities.ts'
 import { VERSION } from '../shared/version.ts'
-import { dryRun, global, type Handle } from './command.ts'
+import { acceptNewHostKey, dryRun, global, type Handle } from './command.ts'
 import { CONFIG_FILE } from './config/effective.ts'
 import { generationCommands } from './program-generations.ts'
 
@@ -57,14 +57,15 @@ export function program(
             type: 'string',
             description: 'stop each pull that has not read everything after so long, e.g. 4h',
           })
+          .option('accept-new-host-key', acceptNewHostKey)
           .option('dry-run', dryRun),
       async args => {
-        const { ifDue, all, adopt, full, dryRun, domains, maxDuration } = args
+        const { ifDue, all, adopt, full, dryRun, domains, acceptNewHostKey, maxDuration } = args
         const maxDurationMs =
           maxDuration === undefined ? undefined : parseDuration('--max-duration', maxDuration)
         await handle({
           ...{ name: 'pull', ...global(args), domains, all, ifDue, adopt, full, dryRun },
-          maxDurationMs,
+          ...{ acceptNewHostKey, maxDurationMs },
         })
       },
     )

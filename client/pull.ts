@@ -34,6 +34,7 @@ import {
   wantedDisks,
   type Wanted,
 } from './source/session.ts'
+import { streamsPerDisk } from './source/streams.ts'
 import { stopAfter } from './stop-after.ts'
 import { reverifyIfDue } from './reverify.ts'
 import { checkPatched, findBases, heldBy, roomOf } from './store/bases.ts'
@@ -153,7 +154,7 @@ async function pullLocked(
   Object.assign(attempt, { method, verify })
 
   // 2. Connect: greet, stage what is built upon, reserve a session, and freeze it with the first NBD connection.
-  const gate = await openGate(clone.source)
+  const gate = await openGate(clone.source, signal)
   cleanup.defer(() => gate[Symbol.asyncDispose]())
   const greeting = await greet(gate, clone, state, signal)
   const described = await gate.call('describe', { domain: clone.domain }, { signal })
@@ -213,7 +214,8 @@ async function pullLocked(
   const staging = await nameStaging(layout, id)
   attempt.reusable = digests
   watcher.phase('copy', sizeOf(plan))
-  const frozen = { gate, clone, token, recoveryPoint: id, signal, onRetry }
+  const streams = streamsPerDisk(gate.transport.roundTripMs(), connections.size)
+  const frozen = { gate, clone, token, recoveryPoint: id, streams, signal, onRetry }
   const lasting = new Map(
     [...connections].map(([target, first]) => [target, lastingDisk(first, target, frozen)]),
   )

@@ -6,8 +6,7 @@ import path from 'node:path'
 import { configCheck, configShow } from '../client/commands/config.ts'
 import { cloneConfig } from '../client/config/effective.ts'
 import { standbyJsonSchema, standbySchema, type StandbyConfig } from '../client/config/schema.ts'
-import { gateCommand } from '../client/source/gate-command.ts'
-import { nbdAddress } from '../client/source/nbd.ts'
+import { nbdAddress } from '../client/source/transport.ts'
 import { parseConfig } from '../shared/config.ts'
 import { Failure } from '../shared/failures.ts'
 import { ROOT } from './lab/names.ts'
@@ -44,10 +43,21 @@ const MISTAKES: [what: string, text: string, says: RegExp][] = [
     `${ALPHA}domains: { ../web: { source: alpha } }\n`,
     /a name is 1 to 100/,
   ],
+  ['ssh without host', 'sources: { a: { transport: ssh } }\n', /transport ssh needs host/],
   [
-    'transport ssh',
-    'sources: { a: { transport: ssh, host: b } }\n',
-    /transport ssh is not in this version; use tcp with gate: ssh, or unix/,
+    'a gate here of a source that is there',
+    'sources: { a: { transport: ssh, host: b, gate: local } }\n',
+    /sources\.a\.gate: the gate of a source that is reached by ssh is there/,
+  ],
+  [
+    'a command that would not be run',
+    'sources: { a: { transport: ssh, host: b, gateCommand: [clone-server, gate] } }\n',
+    /gateCommand is for gate: local/,
+  ],
+  [
+    'a host key that is no fingerprint',
+    'sources: { a: { transport: ssh, host: b, ssh: { hostKey: "AAAAC3Nza" } } }\n',
+    /ssh\.hostKey: must be a fingerprint as ssh-keygen -l prints it/,
   ],
   [
     'transport tls',
@@ -150,41 +160,27 @@ t.test('a domain that is not configured is named, with those that are', t => {
   t.end()
 })
 
-t.test(
-  'the gate is an argument array, and over ssh every word is quoted for the remote shell',
-  t => {
-    const config = parse(
-      `sources:\n  here: { transport: unix, client: s1 }\n` +
-        `  there: { transport: tcp, host: a.example, insecure: true, gateCommand: [sh, -c, "echo 'x'; y"], ssh: { user: nbd, port: 2222, identity: /k, options: ['StrictHostKeyChecking=yes'] } }\n` +
-        `domains: { web: { source: here }, db: { source: there } }\n`,
-    )
-    t.strictSame(gateCommand(cloneConfig(config, 'web').source), [
-      'clone-server',
-      'gate',
-      '--client',
-      's1',
-    ])
-    const words = gateCommand(cloneConfig(config, 'db').source)
-    t.strictSame(words.slice(0, 4), ['ssh', '-T', '-o', 'StrictHostKeyChecking=yes'])
-    t.ok(words.includes('BatchMode=yes'))
-    t.strictSame(words.slice(-11), [
-      '-p',
-      '2222',
-      '-l',
-      'nbd',
-      '-i',
-      '/k',
-      '--',
-      'a.example',
-      'sh',
-      '-c',
-      `'echo '\\''x'\\''; y'`,
-    ])
-    t.strictSame(nbdAddress(cloneConfig(config, 'db').source), { host: 'a.example', port: 10_809 })
-    t.strictSame(nbdAddress(cloneConfig(config, 'web').source), { path: '/run/nbd-clone/nbd.sock' })
-    t.end()
-  },
-)
+t.test('a source over ssh needs no more than its host', t => {
+  const config = parse(
+    `sources:\n  here: { transport: unix }\n  there: { transport: ssh, host: a.example }\n` +
+      `  line: { transport: tcp, host: a.example, insecure: true }\n` +
+      `domains: { web: { source: here }, db: { source: there }, www: { source: line } }\n`,
+  )
+  t.match(cloneConfig(config, 'db').source, { gate: 'ssh', transport: 'ssh', host: 'a.example' })
+  t.match(cloneConfig(config, 'www').source, { gate: 'ssh' })
+  const here = cloneConfig(config, 'web').source
+  t.match(here, { gate: 'local' })
+  t.strictSame(here.gateCommand, ['clone-server', 'gate'])
+  t.strictSame(nbdAddress(cloneConfig(config, 'www').source), { host: 'a.example', port: 10_809 })
+  t.strictSame(nbdAddress(here), { path: '/run/nbd-clone/nbd.sock' })
+  const [shown] = configShow(config, 'db')
+  t.strictSame(
+    shown?.values.filter(({ key }) => key === 'source.user'),
+    [],
+    'who runs the command is no setting',
+  )
+  t.end()
+})
 
 t.test('the JSON Schema describes what is written, not what it becomes', t => {
   t.match(standbyJsonSchema(), {

@@ -63,7 +63,7 @@ t.test('the standby: digests of a disk', async t => {
   })
   const { source: alpha } = cloneConfig(loadConfig(source.configFile), 'mydomain')
   t.teardown(() => source[Symbol.asyncDispose]())
-  const gate = await openGate(alpha)
+  const gate = await openGate(alpha, never)
   t.teardown(() => gate[Symbol.asyncDispose]())
   const bytes = await readFile(source.file('vda'))
   const digests = sourceDigests(gate, TOKEN, 'vda', bytes.length, never)

@@ -28,8 +28,8 @@ export function configShow(config: StandbyConfig, domain: string | undefined): S
       value: valueAt(values, key),
       origin,
     }))
-    const { name, ...source } = cloneConfig(config, clone).source
-    const used = Object.entries(source).map(([key, value]) => ({
+    const { name } = cloneConfig(config, clone).source
+    const used = Object.entries(config.sources[name] ?? {}).map(([key, value]) => ({
       key: `source.${key}`,
       value: typeof value === 'string' ? value : JSON.stringify(value),
       origin: `sources.${name}`,

@@ -11,6 +11,7 @@ import { pull, type Pulled } from '../pull.ts'
 import { openGate } from '../source/gate.ts'
 import type { Omitted } from '../source/lost.ts'
 import { greet, wantedDisks } from '../source/session.ts'
+import { NO_USER } from '../source/user.ts'
 import { isUndamaged, soundGenerations } from '../store/generation.ts'
 import { boundTo, checkBinding, checkRole, pullingNow } from '../store/guard.ts'
 import { layoutOf, recoveryPointsIn } from '../store/layout.ts'
@@ -50,16 +51,17 @@ export type PullResult = { readonly clone: string } & (
   | { readonly outcome: 'failed'; readonly failure: Failure }
 )
 
-/** @param watch makes the progress bar of one clone */
+/** @param watch makes the progress bar of one clone. @param user who runs it, if anybody does */
 export async function pullCommand(
   config: StandbyConfig,
   command: PullCommand,
   log: Log,
   signal: AbortSignal,
   watch: (clone: string) => Watcher,
+  user = NO_USER,
 ): Promise<{ results: PullResult[]; exit: number }> {
   const results: PullResult[] = []
-  for (const clone of namedClones(config, command.domains, command.all)) {
+  for (const clone of namedClones(config, command.domains, command.all, user)) {
     try {
       signal.throwIfAborted()
       results.push(await pullOne(clone, command, log, signal, watch))
@@ -110,7 +112,7 @@ async function planOnly(
   const state = await readState(layout)
   checkRole(layout, state)
   const newest = (await soundGenerations(clone.dir)).at(-1)
-  await using gate = await openGate(clone.source)
+  await using gate = await openGate(clone.source, signal)
   const { hostId, features } = await greet(gate, clone, state, signal)
   const described = await gate.call('describe', { domain: clone.domain }, { signal })
   checkBinding(

@@ -6,7 +6,9 @@ import { layered, readConfig, type Effective } from '../../shared/config.ts'
 import { Failure } from '../../shared/failures.ts'
 import type { KeepPolicy } from '../store/keep.ts'
 import type { Method } from '../store/method.ts'
-import { standbySchema, type Source, type StandbyConfig } from './schema.ts'
+import type { NamedSource } from '../source/source.ts'
+import { NO_USER } from '../source/user.ts'
+import { standbySchema, type StandbyConfig } from './schema.ts'
 
 export const CONFIG_FILE = '/etc/nbd-clone/standby.yaml'
 
@@ -37,7 +39,7 @@ export interface CloneConfig {
   readonly dir: string
   /** libvirt's name of the domain on the source. */
   readonly domain: string
-  readonly source: Source & { readonly name: string }
+  readonly source: NamedSource
   /** Milliseconds. */
   readonly rpoMs: number
   readonly keep: KeepPolicy
@@ -108,8 +110,8 @@ export function explain(config: StandbyConfig, clone: string): Effective {
   ])
 }
 
-/** @throws Failure USAGE for a clone that is not configured */
-export function cloneConfig(config: StandbyConfig, clone: string): CloneConfig {
+/** @param user who runs the command, if anybody does. @throws Failure USAGE for a clone that is not configured */
+export function cloneConfig(config: StandbyConfig, clone: string, user = NO_USER): CloneConfig {
   const values = effective.parse(explain(config, clone).values)
   const source = config.sources[values.source]
   if (!source) throw new Failure('USAGE', `there is no source ${values.source}`)
@@ -118,7 +120,7 @@ export function cloneConfig(config: StandbyConfig, clone: string): CloneConfig {
     name: clone,
     dir: path.join(config.store, clone),
     domain: values.domain,
-    source: { ...source, name: values.source },
+    source: { ...source, name: values.source, user },
     rpoMs: values.rpo,
     keep: values.keep,
     stallMs: values.stall,

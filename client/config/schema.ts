@@ -25,7 +25,22 @@ const ssh = z.strictObject({
   options: z
     .array(z.string().regex(/^[A-Za-z][A-Za-z0-9]*=[^\0\n]+$/, 'an ssh option is Key=value'))
     .optional(),
+  hostKey: z
+    .string()
+    .regex(
+      /^SHA256:[A-Za-z0-9+/]{43}$/,
+      'must be a fingerprint as ssh-keygen -l prints it: SHA256: and 43 characters',
+    )
+    .optional(),
+  knownHosts: absolutePath.optional(),
 })
+
+function gateOf(source: {
+  transport: string
+  gate?: 'local' | 'ssh' | undefined
+}): 'local' | 'ssh' {
+  return source.gate ?? (source.transport === 'unix' ? 'local' : 'ssh')
+}
 
 export const LOOPBACK = /^(localhost|127(\.\d{1,3}){3}|::1)$/
 
@@ -37,20 +52,18 @@ const source = z
     port: port.default(10_809),
     insecure: z.boolean().default(false),
     gate: z.enum(['local', 'ssh']).optional(),
-    gateCommand: z.array(word).min(1).default(['clone-server', 'gate']),
-    client: name.optional(),
+    gateCommand: z.array(word).min(1).optional(),
     ssh: ssh.optional(),
   })
   .superRefine((source, context) => {
     const complain = (key: string, message: string): void =>
       context.addIssue({ code: 'custom', path: [key], message })
-    if (source.transport === 'ssh' || source.transport === 'tls')
-      complain(
-        'transport',
-        `transport ${source.transport} is not in this version; use tcp with gate: ssh, or unix`,
-      )
-    if (source.transport === 'tcp' && source.host === undefined)
-      complain('transport', 'transport tcp needs host')
+    if (source.transport === 'tls')
+      complain('transport', 'transport tls is not in this version; use ssh')
+    if ((source.transport === 'tcp' || source.transport === 'ssh') && source.host === undefined)
+      complain('transport', `transport ${source.transport} needs host`)
+    if (source.transport === 'ssh' && source.gate === 'local')
+      complain('gate', 'the gate of a source that is reached by ssh is there: leave gate out')
     if (
       source.transport === 'tcp' &&
       source.host !== undefined &&
@@ -59,13 +72,19 @@ const source = z
     )
       complain(
         'insecure',
-        'NBD over tcp is unencrypted: set insecure: true to accept that on a network you trust, or use unix',
+        'NBD over tcp is unencrypted: set insecure: true to accept that on a network you trust, or use ssh',
       )
     if (source.gate === 'ssh' && source.host === undefined) complain('gate', 'gate ssh needs host')
+    if (gateOf(source) === 'ssh' && source.gateCommand !== undefined)
+      complain(
+        'gateCommand',
+        'gateCommand is for gate: local; over ssh the source runs what it has authorized the key for',
+      )
   })
-  .transform(source => ({
+  .transform(({ gateCommand = ['clone-server', 'gate'], ...source }) => ({
     ...source,
-    gate: source.gate ?? (source.transport === 'unix' ? ('local' as const) : ('ssh' as const)),
+    gate: gateOf(source),
+    gateCommand,
   }))
 export type Source = z.infer<typeof source>
 

@@ -68,7 +68,7 @@ export function backOff(what: string, signal: AbortSignal, onRetry: OnRetry): Ba
 }
 
 /** Whether the same try may succeed a moment later. */
-function isPassing(error: unknown): boolean {
+export function isPassing(error: unknown): boolean {
   return isTransportLoss(error) || toFailure(error).code === 'SOURCE_UNREACHABLE'
 }
 

@@ -38,7 +38,7 @@ export async function withSession(
   const over = new AbortController()
   const signal = AbortSignal.any([stopped, over.signal])
   setMaxListeners(0, signal)
-  const gate = await openGate(clone.source)
+  const gate = await openGate(clone.source, signal)
   cleanup.defer(() => gate[Symbol.asyncDispose]())
   const { hostId } = await greet(gate, clone, state, signal)
   const described = await gate.call('describe', { domain: clone.domain }, { signal })

@@ -1,9 +1,12 @@
-// The gate as the standby sees it: typed calls, the heartbeat of a lease, and another child when one dies under it.
+// The gate as the standby sees it: typed calls, the heartbeat of a lease, and another link when one dies under it.
 
 import { Failure, isFailureCode, toFailure } from '../../shared/failures.ts'
 import type { GateMethod, GateParams, GateResult } from '../../shared/gate.ts'
 import { backOff, type OnRetry } from './back-off.ts'
-import { openLink, orAborted, type Ended, type GateLink, type NamedSource } from './gate-link.ts'
+import { openLink, type Ended, type GateLink } from './gate-link.ts'
+import { orAborted } from './or-aborted.ts'
+import type { NamedSource } from './source.ts'
+import { openTransport, type Transport } from './transport.ts'
 
 /** The lease is renewed every 10 s and lapses after 30 s. */
 const HEARTBEAT_MS = 10_000
@@ -35,6 +38,8 @@ export interface KeptLease {
 }
 
 export interface Gate extends AsyncDisposable {
+  /** How its source is reached; closed with the gate. */
+  readonly transport: Transport
   /**
    * Asks the source. While a lease is kept, and after, a call waits for a lost gate to come back, and is repeated if it
    * was under way and can do no harm; `session.release` fails then.
@@ -59,13 +64,20 @@ interface Kept extends KeptLease {
   renewedAt: number
 }
 
-/** Starts a source's gate. The child is ended by disposing. @throws Failure SOURCE_UNREACHABLE */
-export async function openGate(source: NamedSource): Promise<Gate> {
+/**
+ * Starts a source's gate; disposing ends it, and the transport. @param starting ends only the wait for its start
+ * @throws Failure SOURCE_UNREACHABLE, and as the transport's; the signal's reason
+ */
+export async function openGate(source: NamedSource, starting: AbortSignal): Promise<Gate> {
   const where = `source ${source.name}`
   const closed = new AbortController()
-  let link = await openLink(source, ended)
+  const transport = openTransport(source)
+  let link = await openLink(where, transport, ended, starting).catch(async (error: unknown) => {
+    await transport[Symbol.asyncDispose]()
+    throw error
+  })
   let coming: Promise<GateLink> | undefined
-  /** What was said and heard when the source was greeted: every later child must come from the same one. */
+  /** What was said and heard when the source was greeted: every later gate must come from the same one. */
   let greeting: { params: GateParams<'hello'>; hostId: string } | undefined
   let kept: Kept | undefined
 
@@ -82,7 +94,7 @@ export async function openGate(source: NamedSource): Promise<Gate> {
       tell(new Failure(code, `${where}: the session ended under the pull: ${reason}`, { remedy }))
   }
 
-  /** The child to ask: the present one, or the one that replaces it. */
+  /** The link to ask: the present one, or the one that replaces it. */
   async function current(): Promise<GateLink> {
     if (!link.lost.aborted) return link
     const stays = closed.signal.aborted || kept?.signal.aborted === true || link.isNonsense()
@@ -101,9 +113,9 @@ export async function openGate(source: NamedSource): Promise<Gate> {
     return link
   }
 
-  /** Another child, to the same source, that has the lease. */
+  /** Another link, to the same source, that has the lease. */
   async function greetAgain(signal: AbortSignal): Promise<GateLink> {
-    const next = await openLink(source, ended)
+    const next = await openLink(where, transport, ended, signal)
     try {
       if (greeting) {
         const params = { ...greeting.params, clockMs: Date.now() }
@@ -166,6 +178,7 @@ export async function openGate(source: NamedSource): Promise<Gate> {
   }
 
   return {
+    transport,
     call,
     keepLease(lease) {
       const mine: Kept = { ...lease, isKept: true, renewedAt: performance.now() }
@@ -186,6 +199,7 @@ export async function openGate(source: NamedSource): Promise<Gate> {
       if (kept) kept.isKept = false
       await coming?.catch(() => undefined)
       await link[Symbol.asyncDispose]()
+      await transport[Symbol.asyncDispose]()
     },
   }
 }

@@ -1,13 +1,14 @@
 // Connecting a lost disk again, inside the session in which it was lost: only the same bytes of the same recovery point.
 
 import { Failure, isFailureCode, toFailure } from '../../shared/failures.ts'
-import { isTransportLoss, type NbdConnection } from '../../shared/nbd/client.ts'
+import type { NbdConnection } from '../../shared/nbd/client.ts'
 import type { CloneConfig } from '../config/effective.ts'
-import type { OnRetry } from './back-off.ts'
+import { isPassing, type OnRetry } from './back-off.ts'
 import type { Gate } from './gate.ts'
 import { lastingConnection, type DiskConnection } from './lasting.ts'
 import { connectDisk } from './nbd.ts'
 import { explainRefusal } from './session.ts'
+import { manyStreams } from './streams.ts'
 
 /** How long the source may take to say whether the session is on; then it is tried again without its word. */
 const WORD_MS = 5_000
@@ -19,19 +20,28 @@ export interface FrozenSession {
   readonly token: string
   /** Its recovery point's id. */
   readonly recoveryPoint: string
+  /** How many connections each disk may be read over. */
+  readonly streams: number
   readonly signal: AbortSignal
   readonly onRetry: OnRetry
 }
 
-/** A disk of a session, read over as many connections as it takes. @param first the one that the session began with */
+/**
+ * A disk of a session, read over as many connections as are worth it, each as often as it takes.
+ * @param first the one that the session began with
+ */
 export function lastingDisk(
   first: NbdConnection,
   target: string,
   session: FrozenSession,
 ): DiskConnection {
-  const { signal, onRetry } = session
+  const { signal, onRetry, streams } = session
   const connect = (trying: AbortSignal) => connectAgain(first, target, session, trying)
-  return lastingConnection(first, { target, signal, onRetry, connect })
+  const lasting = (one: NbdConnection) =>
+    lastingConnection(one, { target, signal, onRetry, connect })
+  return manyStreams(lasting(first), streams, async stopped =>
+    lasting(await connect(AbortSignal.any([signal, stopped]))),
+  )
 }
 
 async function connectAgain(
@@ -41,14 +51,18 @@ async function connectAgain(
   signal: AbortSignal,
 ): Promise<NbdConnection> {
   const { gate, clone, token, recoveryPoint } = session
-  const next = await connectDisk(clone, target, token, signal).catch(async (error: unknown) => {
-    signal.throwIfAborted()
-    await checkFrozen(gate, token, signal)
-    // A source that refuses says why; a connection that failed on the way is worth another try.
-    throw isTransportLoss(error)
-      ? error
-      : await explainRefusal(gate, clone, target, token, error, signal)
-  })
+  const next = await connectDisk(gate.transport, clone, target, token, signal).catch(
+    async (error: unknown) => {
+      signal.throwIfAborted()
+      // A host that cannot be trusted is not asked for its reasons.
+      if (toFailure(error).code === 'UNSAFE') throw error
+      await checkFrozen(gate, token, signal)
+      // A source that refuses says why; a connection that failed on the way is worth another try.
+      throw isPassing(error)
+        ? error
+        : await explainRefusal(gate, clone, target, token, error, signal)
+    },
+  )
   try {
     if (next.size !== first.size || next.flags !== first.flags)
       throw new Failure(

@@ -129,7 +129,7 @@ export async function connectOrExplain(
   stopped: AbortSignal,
 ): Promise<NbdConnection> {
   try {
-    return await connectDisk(clone, target, token, signal)
+    return await connectDisk(gate.transport, clone, target, token, signal)
   } catch (error) {
     stopped.throwIfAborted()
     throw await explainRefusal(gate, clone, target, token, error, stopped)

@@ -1,0 +1,125 @@
+// A command on the source through ssh, as a stream that says why it ended.
+
+import { Duplex } from 'node:stream'
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { ClientChannel } from 'ssh2'
+import { Failure } from '../../../shared/failures.ts'
+import { GRACE_MS, type Carrier } from '../carrier.ts'
+import { codeOfExit, lastWords, type Ending } from '../last-words.ts'
+import type { SshConnection } from './login.ts'
+
+export interface RemoteCommand extends Carrier {
+  /**
+   * Input and output in one. Ends when the command ends well; fails with a Failure that has its last words when it does
+   * not, or the connection is lost.
+   */
+  readonly stream: Duplex
+}
+
+/** sshd takes no more commands on this connection. */
+export class NoMoreChannels extends Error {}
+
+/** The programs' own word for a command that the shell there does not know: no forced command was authorized. */
+const NOT_FOUND = 127
+
+/** @throws NoMoreChannels; Failure SOURCE_UNREACHABLE when the connection is lost; SOURCE_REFUSED */
+export async function startCommand(
+  connection: SshConnection,
+  command: string,
+): Promise<RemoteCommand> {
+  const channel = await openChannel(connection, command)
+  const words = lastWords(channel.stderr)
+  const stream = new Duplex({
+    read: () => void channel.resume(),
+    write: (bytes: Buffer, _encoding, done) => void channel.write(bytes, () => done()),
+    final: done => {
+      channel.end()
+      done()
+    },
+    destroy: (error, done) => {
+      channel.destroy()
+      // What still comes must be taken, or the channel never closes.
+      channel.resume()
+      done(error)
+    },
+  })
+  channel.on('data', (bytes: Buffer) => {
+    if (!stream.destroyed && !stream.push(bytes)) channel.pause()
+  })
+  const over = new Promise<Ending>(resolve =>
+    channel.once('close', (exit: number | null | undefined, signal?: string) => {
+      const ending = endingOf(connection, words(), exit, signal)
+      if (exit === 0) stream.push(null)
+      else stream.destroy(new Failure(ending.code, ending.reason, { remedy: ending.remedy }))
+      resolve(ending)
+    }),
+  )
+  // Who reads the stream is told; who does not, asks `over`.
+  stream.on('error', () => undefined)
+
+  return {
+    stream,
+    output: stream,
+    input: stream,
+    over,
+    abandon: () => void stream.destroy(),
+    async [Symbol.asyncDispose]() {
+      stream.end()
+      const waited = new AbortController()
+      await Promise.race([
+        over,
+        sleep(GRACE_MS, undefined, { signal: waited.signal }).catch(() => undefined),
+      ])
+      waited.abort()
+      stream.destroy()
+    },
+  }
+}
+
+function openChannel(connection: SshConnection, command: string): Promise<ClientChannel> {
+  return new Promise((resolve, reject) => {
+    const fail = (error: unknown): void => {
+      const loss = connection.loss()
+      const { reason, message } = error as Error & { reason?: unknown }
+      if (loss !== undefined) reject(lost(connection, loss))
+      else if (typeof reason === 'number') reject(new NoMoreChannels(message))
+      else
+        reject(
+          new Failure(
+            'SOURCE_REFUSED',
+            `${connection.hop.name} refuses to run ${command}: ${message}`,
+          ),
+        )
+    }
+    try {
+      connection.client.exec(command, (error, channel) => {
+        if (error) fail(error)
+        else resolve(channel)
+      })
+    } catch (error) {
+      fail(error)
+    }
+  })
+}
+
+function endingOf(
+  connection: SshConnection,
+  { reason, remedy }: { reason: string; remedy: string | undefined },
+  exit: number | null | undefined,
+  signal: string | undefined,
+): Ending {
+  const loss = connection.loss()
+  if (exit === undefined && loss !== undefined) return lost(connection, loss)
+  if (reason === '')
+    return {
+      code: codeOfExit(exit ?? undefined),
+      reason: `it ended with ${signal ?? (typeof exit === 'number' ? `exit status ${exit}` : 'no word')}`,
+    }
+  const authorize = exit === NOT_FOUND ? 'on the source run: clone-server authorize' : undefined
+  return { code: codeOfExit(exit ?? undefined), reason, remedy: remedy ?? authorize }
+}
+
+function lost({ hop }: SshConnection, why: string): Failure & Ending {
+  const reason = `the ssh connection to ${hop.name} is lost: ${why}`
+  return Object.assign(new Failure('SOURCE_UNREACHABLE', reason), { reason })
+}

@@ -1,0 +1,145 @@
+// All ssh connections of one command to one source: opened when they are needed, shared, and closed together.
+
+import { Cleanup } from '../../../shared/cleanup.ts'
+import { Failure } from '../../../shared/failures.ts'
+import { orAborted } from '../or-aborted.ts'
+import type { NamedSource } from '../source.ts'
+import { NoMoreChannels, startCommand, type RemoteCommand } from './command.ts'
+import { findKeys, unlock, type Unlocked } from './keys.ts'
+import { logIn, type SshConnection } from './login.ts'
+import { sshHops, type Hop } from './settings.ts'
+
+/** sshd takes ten by default (MaxSessions); a channel that we closed may count a moment longer there. */
+const CHANNELS = 8
+
+export interface SshPool extends AsyncDisposable {
+  /**
+   * Runs a command on the source, over a connection that has room or a new one.
+   * @throws Failure as logIn; SOURCE_REFUSED; the signal's reason
+   */
+  exec(command: string, signal: AbortSignal): Promise<RemoteCommand>
+  /** Milliseconds to the source and back, by the newest connection; 0 before there is one. */
+  roundTripMs(): number
+}
+
+/** One connection with the hops that it goes through. */
+interface Route extends AsyncDisposable {
+  readonly connection: SshConnection
+}
+
+interface Member {
+  readonly route: Promise<Route>
+  /** Channels that are open, or being opened. */
+  used: number
+  /** How many sshd takes. */
+  most: number
+}
+
+/** Connects to nothing yet. @param source with a host */
+export function sshPool(source: NamedSource): SshPool {
+  const closed = new AbortController()
+  const members = new Set<Member>()
+  const unlocked: Unlocked = new Map()
+  let hops: Promise<Hop[]> | undefined
+  let roundTripMs = 0
+
+  async function openRoute(): Promise<Route> {
+    const way = await (hops ??= sshHops(source, closed.signal))
+    const cleanup = new Cleanup()
+    try {
+      let connection: SshConnection | undefined
+      for (const hop of way) {
+        const next: SshConnection = await logInByAnyKey(hop, connection)
+        cleanup.defer(() => next.close())
+        connection = next
+      }
+      if (!connection) throw new Failure('INTERNAL', 'there is no way to the source')
+      roundTripMs = connection.roundTripMs
+      return { connection, [Symbol.asyncDispose]: () => cleanup[Symbol.asyncDispose]() }
+    } catch (error) {
+      await cleanup[Symbol.asyncDispose]()
+      throw error
+    }
+  }
+
+  /** With the keys that need nobody; if those are refused, with those that a passphrase opens. */
+  async function logInByAnyKey(
+    hop: Hop,
+    through: SshConnection | undefined,
+  ): Promise<SshConnection> {
+    const { signal } = closed
+    const keys = await findKeys(hop, unlocked)
+    try {
+      return await logIn(hop, source, keys, through, signal)
+    } catch (error) {
+      const isRefused = error instanceof Failure && error.code === 'SOURCE_REFUSED'
+      if (!isRefused || !(await unlock(keys.locked, unlocked, source.user, signal))) throw error
+      return await logIn(hop, source, await findKeys(hop, unlocked), through, signal)
+    }
+  }
+
+  /** A place for one more channel; taken at once, so that those who ask at the same time get others. */
+  function takePlace(): Member {
+    let member = [...members].find(one => one.used < one.most)
+    if (!member) {
+      const route = openRoute()
+      const made: Member = { route, used: 0, most: CHANNELS }
+      member = made
+      members.add(made)
+      route.then(
+        opened =>
+          opened.connection.onEnd(() => {
+            made.most = 0
+            // The hosts on the way are still connected.
+            void opened[Symbol.asyncDispose]()
+          }),
+        () => members.delete(made),
+      )
+    }
+    member.used++
+    return member
+  }
+
+  return {
+    async exec(command, signal) {
+      for (;;) {
+        closed.signal.throwIfAborted()
+        signal.throwIfAborted()
+        const member = takePlace()
+        try {
+          const { connection } = await orAborted(member.route, signal)
+          const starting = startCommand(connection, command)
+          // Nobody waits for it any more: it is ended when it comes.
+          const started = await orAborted(starting, signal).catch((error: unknown) => {
+            starting.then(
+              late => late.abandon(),
+              () => undefined,
+            )
+            throw error
+          })
+          void started.over.then(() => member.used--)
+          return started
+        } catch (error) {
+          member.used--
+          if (!(error instanceof NoMoreChannels)) throw error
+          if (member.used === 0)
+            throw new Failure(
+              'SOURCE_REFUSED',
+              `${source.host ?? ''} takes no command: ${error.message}`,
+            )
+          member.most = member.used
+        }
+      }
+    },
+    roundTripMs: () => roundTripMs,
+    async [Symbol.asyncDispose]() {
+      closed.abort(new Failure('INTERNAL', 'the connections were closed'))
+      await Promise.all(
+        [...members].map(async ({ route }) => {
+          const made = await route.catch(() => undefined)
+          await made?.[Symbol.asyncDispose]()
+        }),
+      )
+    },
+  }
+}
