@@ -4,22 +4,18 @@ import { randomUUID } from 'node:crypto'
 import { chmod, lstat, mkdir, readFile, rm } from 'node:fs/promises'
 import type { Server, Socket } from 'node:net'
 import { setTimeout as delay } from 'node:timers/promises'
-import type { MessageConnection } from 'vscode-jsonrpc/node.js'
 import { Cleanup } from '../../shared/cleanup.ts'
 import { Failure, toFailure } from '../../shared/failures.ts'
 import { writeDurably } from '../../shared/host/durable.ts'
 import { tryLock } from '../../shared/host/lock.ts'
 import type { Paths } from '../config/schema.ts'
-import { serveGate } from '../gate/methods.ts'
-import { createVisitor } from '../clients/visitor.ts'
 import type { Source } from '../source.ts'
+import { attachRoles } from './attach.ts'
 import { createConnections } from './connections.ts'
 import { createDomains, type Domains } from './domains.ts'
-import { handle } from './handle.ts'
 import { createNotify } from './notify.ts'
-import { operatorHandlers } from './operator.ts'
 import { createRelays } from './relays.ts'
-import { controlServer } from './socket.ts'
+import { controlServer, ROLES } from './socket.ts'
 import { readActivities, summarise } from './summary.ts'
 import { createVisits } from './visits.ts'
 
@@ -54,25 +50,12 @@ export async function serve(source: Source, signal: AbortSignal, ready: () => vo
   const connections = createConnections(source, domains)
   cleanup.defer(() => connections.closeAll())
 
-  const relays = createRelays(log, domains, connections, createVisits())
+  const relays = createRelays(log, domains, connections)
+  const visits = createVisits()
+  const serving = { source, domains, connections, relays, visits, hostId }
 
   // Hooks and operators can talk to us before NBD clients can, so that recovery can be watched.
-  const control = controlServer(log, new Set(['gate', 'relay', 'nbd', 'hook', 'operator']), {
-    rpc(role, connection, end) {
-      if (role.role === 'gate' || role.role === 'relay') {
-        const visitor = createVisitor(paths.clients, role, true)
-        if (role.role === 'relay') relays.attach(connection, visitor, end)
-        else serveGate(connection, visitor, source, domains, hostId)
-      } else if (role.role === 'operator') handle(connection, operatorHandlers(source, domains))
-      else
-        handle(connection, {
-          'hook.begin': async params => (await connections.begin(params, closed(connection)), {}),
-          'hook.end': async params => (await connections.end(params), {}),
-          'hook.start': async start => ({ ended: await source.starts.heard(start) }),
-        })
-    },
-    nbd: (ticket, socket) => relays.claim(ticket, socket),
-  })
+  const control = controlServer(log, ROLES, attachRoles(serving, true))
   await listen(control, paths.serveSocket, cleanup)
   // A domain that cannot be recovered must not keep the others from being served: each begin recovers its own first.
   void domains.recoverAll(false)
@@ -108,13 +91,6 @@ async function stopAll(domains: Domains): Promise<void> {
   const stopped = await Promise.allSettled(domains.all().map(one => one.stop(stopping)))
   await domains.recoverAll(true)
   for (const one of stopped) if (one.status === 'rejected') throw toFailure(one.reason)
-}
-
-/** Aborts when the connection closes. */
-function closed(connection: MessageConnection): AbortSignal {
-  const controller = new AbortController()
-  connection.onClose(() => controller.abort())
-  return controller.signal
 }
 
 async function makeDirectories(paths: Paths): Promise<void> {
