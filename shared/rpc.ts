@@ -55,7 +55,8 @@ class LineReader extends AbstractMessageReader {
   listen(callback: DataCallback): Disposable {
     let parts: Buffer[] = []
     let length = 0
-    let rest = Buffer.alloc(0)
+    let rest: Buffer = Buffer.alloc(0)
+    let over = false
     const fail = (message: string): void => {
       this.fireError(new Error(message))
       this.#input.destroy()
@@ -65,7 +66,7 @@ class LineReader extends AbstractMessageReader {
      * stream waits, and with it a peer that floods.
      */
     const next = (): void => {
-      if (this.#input.destroyed) return
+      if (over || this.#input.destroyed) return
       const end = rest.indexOf(10)
       if (end === -1) {
         parts.push(rest)
@@ -99,7 +100,10 @@ class LineReader extends AbstractMessageReader {
     this.#input.on('end', onClose)
     this.#input.on('error', error => this.fireError(error))
     return {
-      dispose: () => this.#input.off('data', onData).off('close', onClose).off('end', onClose),
+      dispose: () => {
+        over = true
+        this.#input.off('data', onData).off('close', onClose).off('end', onClose)
+      },
     }
   }
 }

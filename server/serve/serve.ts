@@ -1,8 +1,7 @@
 // clone-server serve: the one owner of sessions, journals, virsh and every nbd-server on this source.
 
 import { randomUUID } from 'node:crypto'
-import { chmod, lstat, mkdir, readFile, rm } from 'node:fs/promises'
-import type { Server, Socket } from 'node:net'
+import { mkdir, readFile, rm } from 'node:fs/promises'
 import { setTimeout as delay } from 'node:timers/promises'
 import { Cleanup } from '../../shared/cleanup.ts'
 import { Failure, toFailure } from '../../shared/failures.ts'
@@ -13,9 +12,11 @@ import type { Source } from '../source.ts'
 import { attachRoles } from './attach.ts'
 import { createConnections } from './connections.ts'
 import { createDomains, type Domains } from './domains.ts'
+import { listen } from './listen.ts'
+import { listenForGates } from './gate-socket.ts'
 import { createNotify } from './notify.ts'
 import { createRelays } from './relays.ts'
-import { controlServer, ROLES } from './socket.ts'
+import { controlServer, GATE_ROLES, ROLES } from './socket.ts'
 import { readActivities, summarise } from './summary.ts'
 import { createVisits } from './visits.ts'
 
@@ -57,6 +58,13 @@ export async function serve(source: Source, signal: AbortSignal, ready: () => vo
   // Hooks and operators can talk to us before NBD clients can, so that recovery can be watched.
   const control = controlServer(log, ROLES, attachRoles(serving, true))
   await listen(control, paths.serveSocket, cleanup)
+  if (config.listen.gate)
+    await listenForGates(
+      controlServer(log, GATE_ROLES, attachRoles(serving, false)),
+      paths.gateSocket,
+      config.listen.gate.group,
+      cleanup,
+    )
   // A domain that cannot be recovered must not keep the others from being served: each begin recovers its own first.
   void domains.recoverAll(false)
   cleanup.defer(() => stopAll(domains))
@@ -115,46 +123,4 @@ async function readHostId(file: string): Promise<string> {
   const made = randomUUID()
   await writeDurably(file, `${made}\n`)
   return made
-}
-
-async function removeSocket(path: string): Promise<void> {
-  const found = await lstat(path).catch(() => undefined)
-  if (found && !found.isSocket())
-    throw new Failure('USAGE', `cannot listen on ${path}: it is there and is no socket`)
-  await rm(path, { force: true })
-}
-
-async function listen(
-  server: Server,
-  address: string | { host: string; port: number },
-  cleanup: Cleanup,
-): Promise<void> {
-  const path = typeof address === 'string' ? address : undefined
-  // The lock says that no other serve lives, so a socket file that is there was left by a killed one.
-  if (path !== undefined) await removeSocket(path)
-  await new Promise<void>((resolve, reject) => {
-    server.once('error', (error: NodeJS.ErrnoException) => {
-      const where = typeof address === 'string' ? address : `${address.host}:${address.port}`
-      reject(
-        new Failure('USAGE', `cannot listen on ${where}: ${error.code ?? error.message}`, {
-          cause: error,
-        }),
-      )
-    })
-    server.listen(
-      typeof address === 'string' ? { path: address } : { host: address.host, port: address.port },
-      resolve,
-    )
-  })
-  if (path !== undefined) await chmod(path, 0o600)
-  const open = new Set<Socket>()
-  server.on('connection', (socket: Socket) => {
-    open.add(socket)
-    socket.once('close', () => open.delete(socket))
-  })
-  cleanup.defer(async () => {
-    const closed = new Promise<void>(resolve => server.close(() => resolve()))
-    for (const socket of open) socket.destroy()
-    await closed
-  })
 }

@@ -14,6 +14,9 @@ export const ROLES: ReadonlySet<Role['role']> = new Set([
   'operator',
 ])
 
+/** What the gate command says. */
+export const GATE_ROLES: ReadonlySet<Role['role']> = new Set(['gate', 'relay', 'nbd'])
+
 const ROLE_BYTES = 1024
 const ROLE_MS = 5000
 /** What was said last has so long to go out. */

@@ -13,7 +13,7 @@ import { attachRoles } from '../../server/serve/attach.ts'
 import { createConnections } from '../../server/serve/connections.ts'
 import type { Domains } from '../../server/serve/domains.ts'
 import { createRelays } from '../../server/serve/relays.ts'
-import { controlServer, ROLES } from '../../server/serve/socket.ts'
+import { controlServer, GATE_ROLES, ROLES } from '../../server/serve/socket.ts'
 import { createVisits } from '../../server/serve/visits.ts'
 import type { DomainSessions } from '../../server/session/domain.ts'
 import { createLease, isAlive, overFailure, type Lease } from '../../server/session/lease.ts'
@@ -107,9 +107,8 @@ export async function smallSource(
   }
   const { serveSocket } = source.paths
   const gateSocket = path.join(dir, 'gate.sock')
-  const gateRoles = new Set(['gate', 'relay', 'nbd'] as const)
   await listen(t, controlServer(source.log, ROLES, attachRoles(serving, true)), serveSocket)
-  await listen(t, controlServer(source.log, gateRoles, attachRoles(serving, false)), gateSocket)
+  await listen(t, controlServer(source.log, GATE_ROLES, attachRoles(serving, false)), gateSocket)
   t.teardown(() => connections.closeAll())
   return {
     ...{ dir, configFile, serveSocket, gateSocket, logged, domains, members },
