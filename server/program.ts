@@ -4,12 +4,13 @@ import yargs, { type Argv } from 'yargs'
 import { exitStatusHelp, usageFailure } from '../shared/help.ts'
 import { LOG_LEVELS, type LogLevel } from '../shared/log-level.ts'
 import { VERSION } from '../shared/version.ts'
+import { clientCommands, type ClientActions } from './program-clients.ts'
 
 export const DEFAULT_CONFIG = '/etc/nbd-clone/source.yaml'
 const DEFAULT_LEVEL: LogLevel = 'info'
 
 /** What each command does; cli.ts supplies it, tests of the help need none. */
-export interface Actions {
+export interface Actions extends ClientActions {
   readonly serve: (args: Globals) => Promise<void>
   readonly gate: (args: Globals & { client: string | undefined }) => Promise<void>
   readonly hook: (args: HookArguments) => Promise<void>
@@ -78,7 +79,7 @@ export function program(argv: readonly string[], actions: Actions): Argv {
       default: DEFAULT_LEVEL,
       describe: 'what to log on stderr',
     })
-  return base
+  return clientCommands(base, actions)
     .command('serve', 'run the source: sessions, hooks, nbd-server', one => one, actions.serve)
     .command('status', 'domains, sessions, overlays, last outcome', one => one, actions.status)
     .command(
@@ -194,6 +195,10 @@ export function program(argv: readonly string[], actions: Actions): Argv {
     .completion('completion', 'print a completion script for the shell')
     .example('clone-server doctor', 'what is missing on this host, and what to do about it')
     .example('clone-server serve', 'run the source')
+    .example(
+      'clone-server authorize standby1.pub --client standby1 --domains mydomain --install',
+      'let a standby pull this domain over ssh, and nothing else',
+    )
     .example(
       'clone-server session open mydomain',
       'freeze it, copy with any NBD client, then close',
