@@ -29,6 +29,8 @@ export function clientCommands(base: Argv<Globals>, actions: ClientActions): Arg
             demandOption: true,
             describe: 'public key: a file, its text, or - for standard input',
           })
+          // Without a count yargs takes a - for nothing.
+          .nargs('key', 1)
           .option('client', {
             type: 'string',
             demandOption: true,

@@ -79,9 +79,10 @@ export function program(argv: readonly string[], actions: Actions): Argv {
       default: DEFAULT_LEVEL,
       describe: 'what to log on stderr',
     })
-  return clientCommands(base, actions)
+  const first = base
     .command('serve', 'run the source: sessions, hooks, nbd-server', one => one, actions.serve)
     .command('status', 'domains, sessions, overlays, last outcome', one => one, actions.status)
+  return clientCommands(first, actions)
     .command(
       'session',
       'hold one recovery point for stock NBD clients',

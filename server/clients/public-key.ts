@@ -62,7 +62,7 @@ export function parsePublicKey(where: string, text: string): PublicKey {
   const lines = text.split(/\r?\n/).filter(line => line.trim() !== '' && !line.startsWith('#'))
   const [line = '', ...more] = lines
   if (more.length > 0) throw wrong(`${lines.length} lines where one public key should be`)
-  const [, type = '', blob = '', comment = ''] = /^(\S+) +(\S+) *(.*)$/.exec(line.trim()) ?? []
+  const [, type = '', blob = '', comment = ''] = /^(\S+) +(\S+) *(.*)$/s.exec(line.trim()) ?? []
   if (!TYPES.includes(type)) {
     if (TYPES.some(one => line.includes(`${one} `)))
       throw wrong(

@@ -3,6 +3,7 @@
 import { mkdir } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import path from 'node:path'
+import { Failure } from '../../shared/failures.ts'
 import type { SourceConfig } from '../config/schema.ts'
 import { authorizedLine, forcedCommand, withLine } from '../clients/authorized-keys.ts'
 import { readKeyFile, writeKeyFile } from '../clients/key-file.ts'
@@ -53,7 +54,7 @@ export async function authorize(
   const client = checkClient(options.client)
   const key = await readPublicKey(options.key, readInput)
   const rights: RightsText = {
-    domains: options.domains === 'all' ? 'all' : listOf(options.domains),
+    domains: domainsOf(options.domains),
     verbs: options.verbs === undefined ? undefined : listOf(options.verbs),
     bandwidth: options.bandwidth,
     from: options.from === undefined ? undefined : listOf(options.from),
@@ -87,6 +88,14 @@ export async function authorize(
     unlisted:
       domains === 'all' ? [] : domains.filter(one => !Object.hasOwn(where.config.domains, one)),
   }
+}
+
+/** @throws Failure USAGE when `all` is one of several */
+function domainsOf(text: string): 'all' | string[] {
+  const names = listOf(text)
+  if (!names.includes('all')) return names
+  if (names.length === 1) return 'all'
+  throw new Failure('USAGE', `--domains ${text}: all stands alone`)
 }
 
 function listOf(text: string): string[] {
