@@ -22,7 +22,8 @@ import type { Member } from '../../server/session/session.ts'
 import { createSource } from '../../server/source.ts'
 
 const HOST_ID = '6b0f2d7e-3b57-4c83-9e0c-2f1f0f4b6a01'
-const DIST = path.resolve(import.meta.dirname, '../../dist/server/cli.js')
+/** The compiled program: faster to start than the sources, and free of what runs TypeScript. */
+export const DIST = path.resolve(import.meta.dirname, '../../dist/server/cli.js')
 
 /** Log lines as they were written. */
 export interface Logged {
