@@ -70,7 +70,9 @@ export function rollbackText({
   const { id, seq } = current
   return [
     `${clone}: ${dryRun ? 'would make' : 'made'} ${id} (seq ${seq}) current` +
-      (steps.length === 0 ? '' : `, ${formatSize(bytes)} exchanged in ${steps.length} steps`),
+      (steps.length === 0
+        ? ''
+        : `, ${formatSize(bytes)} exchanged in ${steps.length} ${steps.length === 1 ? 'step' : 'steps'}`),
     ...(selected === 'newest' ? [] : [`  to go forward again: clone rollback ${clone} newest`]),
     ...(before && before.seq !== seq
       ? [`  current was ${before.id}; to go back to it: clone rollback ${clone} ${before.seq}`]

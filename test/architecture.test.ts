@@ -5,8 +5,8 @@ import { readFileSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
 import { builtinModules } from 'node:module'
 import path from 'node:path'
+import { ROOT } from './lab/names.ts'
 
-const ROOT = path.resolve(import.meta.dirname, '..')
 const PARTS = ['client', 'server', 'shared'] as const
 const MAY_IMPORT: Record<string, readonly string[]> = {
   client: ['client', 'shared'],

@@ -11,8 +11,9 @@ import { program, type Command } from '../client/program.ts'
 import { exitStatusHelp } from '../shared/help.ts'
 import { FAILURES } from '../shared/failures.ts'
 import { fakeSource, type FakeSource } from './client/fake-source.ts'
+import { ROOT } from './lab/names.ts'
 
-const CLI = new URL('../client/cli.ts', import.meta.url).pathname
+const CLI = path.join(ROOT, 'dist', 'client', 'cli.js')
 
 interface Ran {
   readonly code: number | null
@@ -29,7 +30,7 @@ function start(
   closeStdout: () => void
   ended: Promise<Ran>
 } {
-  const all = [...process.execArgv, CLI, ...args, '--config', source.configFile]
+  const all = [CLI, ...args, '--config', source.configFile]
   const child = spawn(process.execPath, all, { stdio: ['ignore', 'pipe', 'pipe'] })
   let stdout = ''
   let stderr = ''

@@ -2,6 +2,7 @@
 
 import t from 'tap'
 import { readFileSync } from 'node:fs'
+import path from 'node:path'
 import { configCheck, configShow } from '../client/commands/config.ts'
 import { cloneConfig } from '../client/config/effective.ts'
 import { standbyJsonSchema, standbySchema, type StandbyConfig } from '../client/config/schema.ts'
@@ -9,6 +10,7 @@ import { gateCommand } from '../client/source/gate-command.ts'
 import { nbdAddress } from '../client/source/nbd.ts'
 import { parseConfig } from '../shared/config.ts'
 import { Failure } from '../shared/failures.ts'
+import { ROOT } from './lab/names.ts'
 
 const parse = (text: string): StandbyConfig => parseConfig('standby.yaml', text, standbySchema)
 const ALPHA = 'sources: { alpha: { transport: unix } }\n'
@@ -108,7 +110,7 @@ for (const [what, text, says] of MISTAKES)
   })
 
 t.test('the example parses, and every domain of it resolves', async t => {
-  const file = new URL('../examples/standby.yaml', import.meta.url)
+  const file = path.join(ROOT, 'examples', 'standby.yaml')
   const config = parse(readFileSync(file, 'utf8'))
   t.strictSame(await configCheck(config), ['mydomain', 'orders', 'web-local'])
 })

@@ -128,8 +128,8 @@ t.test('a plan says how each disk is got, and why', t => {
 t.test('manifest and plan of a 1 TiB disk take less than 100 MB', async t => {
   const layout = await emptyClone(t)
   const script = `
-    const { planPull } = await import('./client/plan.ts')
-    const { writeDigests, manifestDigest } = await import('./client/store/manifest.ts')
+    const { planPull } = await import('./dist/client/plan.js')
+    const { writeDigests, manifestDigest } = await import('./dist/client/store/manifest.js')
     const { openSync } = await import('node:fs')
     const before = process.memoryUsage().rss
     let most = before
@@ -146,7 +146,7 @@ t.test('manifest and plan of a 1 TiB disk take less than 100 MB', async t => {
   const file = path.join(layout.dir, 'manifest')
   const args = ['--input-type=module', '-e', script, file]
   const { chunks, grown } = JSON.parse(
-    execFileSync(process.execPath, [...process.execArgv, ...args], { encoding: 'utf8' }),
+    execFileSync(process.execPath, args, { encoding: 'utf8' }),
   ) as { chunks: number; grown: number }
   t.equal(chunks, 1024 * 1024)
   t.ok(grown < 100e6, `${grown} bytes`)

@@ -1,6 +1,7 @@
 // The source's digests over the gate: what the standby asks for and when, what it believes, and how they are computed.
 
 import t, { type Test } from 'tap'
+import { ROOT } from './lab/names.ts'
 import { execFileSync, spawn } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
@@ -381,7 +382,7 @@ t.test('a base that cannot be read is told, and hides nothing behind it', async 
 
 t.test('a hasher dies with its serve, however that dies', async t => {
   const base = await image(t, Buffer.alloc(0), ENDLESS)
-  const hasherFile = path.resolve(import.meta.dirname, '../server/digest/hasher.ts')
+  const hasherFile = path.join(ROOT, 'dist', 'server', 'digest', 'hasher.js')
   const script = path.join(await folder(t), 'serve.mjs')
   await writeFile(
     script,
@@ -389,8 +390,8 @@ t.test('a hasher dies with its serve, however that dies', async t => {
     const asked = { base: process.argv[2], size: ${ENDLESS}, chunk: 0, count: ${ENDLESS / MIB} }
     await createHasher({ debug() {} }).digests(asked, new AbortController().signal)`,
   )
-  const serve = spawn(process.execPath, [...process.execArgv, script, base], {
-    cwd: path.resolve(import.meta.dirname, '..'),
+  const serve = spawn(process.execPath, [script, base], {
+    cwd: ROOT,
     stdio: ['ignore', 'ignore', 'inherit'],
   })
   t.teardown(() => serve.kill('SIGKILL'))

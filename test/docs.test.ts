@@ -17,8 +17,8 @@ import { STEPS } from '../server/session/journal.ts'
 import { parseConfig } from '../shared/config.ts'
 import { FAILURES } from '../shared/failures.ts'
 import { duration, parseSize } from '../shared/quantities.ts'
+import { ROOT } from './lab/names.ts'
 
-const ROOT = path.resolve(import.meta.dirname, '..')
 const read = (file: string): string => readFileSync(path.join(ROOT, file), 'utf8')
 const packageJson = JSON.parse(read('package.json')) as {
   version: string

@@ -31,6 +31,7 @@ import { askForStatus, judgeServe } from '../server/doctor/serve.ts'
 import type { DomainDisk } from '../server/libvirt/domain-xml.ts'
 import { recordStep, startJournal, type Journal } from '../server/session/journal.ts'
 import { Failure } from '../shared/failures.ts'
+import { ROOT } from './lab/names.ts'
 
 const temporary = (t: Test): string => {
   const directory = mkdtempSync(path.join(tmpdir(), 'nbd-clone-test-'))
@@ -130,7 +131,7 @@ t.test('bugs of nbd-server are told by version, and whether they matter to serve
 })
 
 t.test('docs/running.md has the table of bugs', async t => {
-  const page = readFileSync(path.resolve(import.meta.dirname, '../docs/running.md'), 'utf8')
+  const page = readFileSync(path.join(ROOT, 'docs', 'running.md'), 'utf8')
   const rows = page
     .split("## nbd-server's known bugs\n")[1]
     ?.split('\n## ')[0]

@@ -1,6 +1,7 @@
 // shared/nbd without sockets: bytes from tables in, messages or a named fault out.
 
 import { readFileSync } from 'node:fs'
+import path from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
 import { cover, isComplete, MAX_PIECES } from '../shared/nbd/coverage.ts'
@@ -26,6 +27,7 @@ import { NBD_FAULTS, NbdError, type NbdFault } from '../shared/nbd/faults.ts'
 import { decodeReplies, type Expected, type NbdExtent } from '../shared/nbd/replies.ts'
 import { checkRange, planRead } from '../shared/nbd/split.ts'
 import * as wire from './nbd/wire.ts'
+import { ROOT } from './lab/names.ts'
 
 /** Feeds bytes in place, never across one of the cuts; returns the decoder's result, if it ended. */
 function feed<T>(
@@ -608,7 +610,7 @@ t.test('no bytes make the decoders hang, or throw anything but an NbdError', t =
 })
 
 t.test('docs/protocol.md has a row for every fault', t => {
-  const page = readFileSync(new URL('../docs/protocol.md', import.meta.url), 'utf8')
+  const page = readFileSync(path.join(ROOT, 'docs', 'protocol.md'), 'utf8')
   for (const [fault, { code, ends, meaning }] of Object.entries(NBD_FAULTS))
     t.ok(
       page.includes(`| \`${fault}\` | \`${code}\` | ${ends ? 'yes' : 'no'} | ${meaning} |`),

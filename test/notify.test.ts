@@ -10,8 +10,9 @@ import { pino } from 'pino'
 import t, { type Test } from 'tap'
 import { createNotify, watchdogInterval } from '../server/serve/notify.ts'
 import { summarise } from '../server/serve/summary.ts'
+import { ROOT } from './lab/names.ts'
 
-const RECEIVER = path.resolve(import.meta.dirname, 'lab/notify-receiver.pl')
+const RECEIVER = path.join(ROOT, 'test', 'lab', 'notify-receiver.pl')
 const log = pino({ level: 'silent' })
 
 /** A manager that listens, and what it was told. */

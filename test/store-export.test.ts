@@ -43,10 +43,11 @@ import { readState, writeState } from '../client/store/state.ts'
 import { Failure } from '../shared/failures.ts'
 import { publishAll } from './client/generations.ts'
 import { aMedium, type FileSystem } from './client/medium.ts'
+import { ROOT } from './lab/names.ts'
 
 const MIB = 1024 * 1024
 const never = new AbortController().signal
-const CLI = new URL('../client/cli.ts', import.meta.url).pathname
+const CLI = path.join(ROOT, 'dist', 'client', 'cli.js')
 const HOST = '6b0f2d7e-3b57-4c83-9e0c-2f1f0f4b6a01'
 const UUID = '0d3b9a52-7a0e-4a53-8f4e-6f0d6b2b7c11'
 const idOf = (seq: number): string => `20261120T03000${seq}Z-00a${seq}`
@@ -425,7 +426,7 @@ t.test('an interrupted export leaves nothing, a killed one what the next one cle
   t.notOk(existsSync(to))
   t.notOk(existsSync(`${to}.part`))
 
-  const args = [...process.execArgv, CLI, 'export', 'mydomain', '--to', to, '--config', file]
+  const args = [CLI, 'export', 'mydomain', '--to', to, '--config', file]
   const child = spawn(process.execPath, args, { stdio: 'ignore' })
   while (!existsSync(path.join(`${to}.part`, 'vda.raw'))) await sleep(2)
   await t.rejects(exportCommand(clone, { ...ALL, to }, never, NOBODY), {

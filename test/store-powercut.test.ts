@@ -11,9 +11,9 @@ const seed = process.env['SEED'] ?? String(Date.now() % 1_000_000)
 const SAMPLES: readonly (readonly [what: string, way: string, times: number])[] = [
   ['power', 'reflink', 6],
   ['power', 'in-place', 6],
-  ['kill', 'in-place', 2],
-  ['space', 'reflink', 1],
-  ['io', 'in-place', 2],
+  ['kill', 'in-place', 1],
+  ['space-phases', 'reflink', 1],
+  ['io-phases', 'in-place', 1],
   ['flip', 'reflink', 1],
   ['swap', 'in-place', 1],
   ['clock', 'reflink', 1],

@@ -1,6 +1,7 @@
 // An exchange that is cut short, by whatever, leaves a complete generation once a command has run; and goes on from there.
 
 import t from 'tap'
+import { ROOT } from './lab/names.ts'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync } from 'node:fs'
@@ -117,10 +118,10 @@ const random = (round: number): number => {
 t.test(`a process killed in an exchange leaves what recovers: SEED=${SEED}`, async t => {
   const layout = await aClone()
   await publishAll(layout, ALL, pool)
-  const program = path.resolve(import.meta.dirname, 'client/exchange-process.ts')
+  const program = path.join(ROOT, 'dist', 'test', 'client', 'exchange-process.js')
   const seen = new Set<string>()
   for (const [round, step] of ['saving', 'patching', 'patching', 'patched'].entries()) {
-    const child = spawn(process.execPath, [...process.execArgv, program, layout.dir], {
+    const child = spawn(process.execPath, [program, layout.dir], {
       stdio: ['ignore', 'ignore', 'pipe'],
     })
     let complaint = ''

@@ -7,8 +7,9 @@ import path from 'node:path'
 import t from 'tap'
 import { program as clone, type Command } from '../client/program.ts'
 import { program as cloneServer, type Actions } from '../server/program.ts'
+import { ROOT } from './lab/names.ts'
 
-const DIRECTORY = path.resolve(import.meta.dirname, '../examples/systemd')
+const DIRECTORY = path.join(ROOT, 'examples', 'systemd')
 const UNITS = ['clone-pull@.service', 'clone-pull@.timer', 'clone-server.service']
 
 /** Settings of a unit file, in order; comments left out. */

@@ -8,10 +8,10 @@ import type { CloneConfig } from '../config/effective.ts'
 import { freshness, type Freshness } from '../freshness.ts'
 import { selectedGeneration } from '../store/current.ts'
 import { occupiedBy } from '../store/forms.ts'
-import { isSound, isUndamaged, listGenerations, type Sound } from '../store/generation.ts'
+import { lastFullRead } from '../store/full-read.ts'
+import { isSound, isUndamaged, listGenerations } from '../store/generation.ts'
 import { layoutOf, type Layout } from '../store/layout.ts'
 import { readState, type State } from '../store/state.ts'
-import { verifiedOf } from '../store/verified.ts'
 import { tidy } from './tidy.ts'
 
 export interface CloneStatus {
@@ -27,9 +27,8 @@ export interface CloneStatus {
   readonly lastAttempt?: State['lastAttempt']
   /** The generation that `current` shows, and whether it stays there although newer ones come. */
   readonly current?: { readonly id: string; readonly seq: number; readonly pinned: boolean }
-  /** The last time that all of an undamaged generation was read back from the medium. */
+  /** The last time that all of the clone was read back from the medium, whichever generation was the newest then. */
   readonly lastFullVerify?: {
-    readonly id: string
     readonly at: string
     /** Milliseconds; 0 when this host's clock went back. */
     readonly ageMs: number
@@ -61,7 +60,7 @@ async function statusOf(clone: CloneConfig): Promise<CloneStatus> {
   const layout = layoutOf(clone.dir)
   const state = await readState(layout).catch(note)
   const selected = state && selectedGeneration(state, sound)
-  const full = await lastFullVerify(sound)
+  const full = await lastFullRead(layout, sound)
   const staging = await stagingOf(layout)
   if (await exists(path.join(clone.dir, 'undo.json')))
     problems.push(
@@ -86,23 +85,16 @@ async function statusOf(clone: CloneConfig): Promise<CloneStatus> {
         pinned: state.selected !== 'newest',
       },
     }),
-    ...(full && { lastFullVerify: full }),
+    ...(full && {
+      lastFullVerify: {
+        at: full.toISOString(),
+        ageMs: Math.max(0, Date.now() - full.getTime()),
+      },
+    }),
     ...(staging && { staging }),
     ...(state && { role: state.role, failures: state.failures, lastAttempt: state.lastAttempt }),
     problems,
   }
-}
-
-async function lastFullVerify(
-  undamaged: readonly Sound[],
-): Promise<CloneStatus['lastFullVerify'] | undefined> {
-  const all = await Promise.all(
-    undamaged.map(async one => ({ id: one.id, at: (await verifiedOf(one)).fullAt })),
-  )
-  const [latest] = all
-    .flatMap(({ id, at }) => (at === undefined ? [] : [{ id, at, ms: Date.parse(at) }]))
-    .sort((a, b) => b.ms - a.ms)
-  return latest && { id: latest.id, at: latest.at, ageMs: Math.max(0, Date.now() - latest.ms) }
 }
 
 async function stagingOf({ staging }: Layout): Promise<CloneStatus['staging'] | undefined> {

@@ -1,11 +1,10 @@
 // The read-back of what a pull has written: from the medium and not from the page cache where that is possible.
 
-import { Failure } from '../../shared/failures.ts'
 import type { CopyDisk } from './copy.ts'
 import { mustPassCache } from './medium.ts'
-import { BATCH, offsetOf, workOff, type Through } from './runs.ts'
+import { BATCH, badFailure, workOff, type Through } from './runs.ts'
 
-/** Verifies the chunks just written, which are synced. @throws Failure INTEGRITY naming the first bad chunk */
+/** Verifies the chunks just written, which are synced. @throws Failure INTEGRITY or STANDBY_IO naming the first bad chunk */
 export async function readBack(
   { image, plan, written }: Pick<CopyDisk, 'image' | 'plan' | 'written'>,
   through: Through,
@@ -16,9 +15,7 @@ export async function readBack(
   const job = { kind: 'check', size: plan.size, fd, direct, manifest } as const
   const bad = await workOff(written.runs(BATCH), () => job, file, through)
   if (bad[0])
-    throw new Failure(
-      'INTEGRITY',
-      `${file}: ${bad.length} chunks read back differ from what was received, the first at ${offsetOf(bad[0])}`,
-      { remedy: "suspect this host's medium or memory; see dmesg and smartctl, then pull again" },
-    )
+    throw badFailure(file, bad, 'what was received', {
+      remedy: "suspect this host's medium or memory; see dmesg and smartctl, then pull again",
+    })
 }

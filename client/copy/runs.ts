@@ -1,5 +1,6 @@
 // Runs of chunks through the worker threads: compared where they lie, or copied to the same places of another file.
 
+import { Failure } from '../../shared/failures.ts'
 import type { Run } from '../store/record.ts'
 import { CHUNK_SIZE } from '../plan.ts'
 import { allOrFirstError } from './copy.ts'
@@ -66,4 +67,22 @@ export function* allRuns(chunks: number): Generator<Run> {
 /** A bad chunk as people look for it: number and byte offset. */
 export function offsetOf({ chunk }: BadChunk): string {
   return `chunk ${chunk} (byte ${chunk * CHUNK_SIZE})`
+}
+
+/**
+ * Chunks that were read again and are not what they must be: STANDBY_IO when the medium does not give the first of them,
+ * else INTEGRITY. @param bad at least one, in order. @param other what they are not
+ */
+export function badFailure(
+  file: string,
+  bad: readonly BadChunk[],
+  other: string,
+  options: { remedy: string },
+): Failure {
+  const [first] = bad
+  if (!first) throw new Failure('INTERNAL', `${file}: no bad chunk`)
+  const where = `${bad.length} chunks, the first at ${offsetOf(first)}`
+  return first.why === 'unreadable'
+    ? new Failure('STANDBY_IO', `${file}: cannot be read back: ${where}`, options)
+    : new Failure('INTEGRITY', `${file}: differs from ${other} when read back: ${where}`, options)
 }

@@ -9,6 +9,7 @@ import type { Attempt } from '../attempt.ts'
 import { fill } from '../copy/fill.ts'
 import { imageName, manifestName, recoveryPointsIn, type Layout } from './layout.ts'
 import { readDigests } from './manifest.ts'
+import { exists } from './view.ts'
 
 export interface Donor extends AsyncDisposable {
   /**
@@ -67,8 +68,12 @@ export async function tidyStaging(layout: Layout): Promise<string | undefined> {
   return donor === undefined ? undefined : path.join(layout.staging, donor)
 }
 
-/** Removes all of staging/ but one folder. Only under the clone's lock. */
+/**
+ * Removes all of staging/ but one folder. Only under the clone's lock. While an exchange is open nothing is removed: the
+ * manifests in there say which chunks are to be brought back.
+ */
 export async function clearStaging(layout: Layout, except?: string): Promise<void> {
+  if (await exists(layout.undo)) return
   for (const name of await readdir(layout.staging))
     if (name !== except) await rm(path.join(layout.staging, name), { recursive: true, force: true })
 }

@@ -4,11 +4,11 @@ import { createHash } from 'node:crypto'
 import type { FileHandle } from 'node:fs/promises'
 import { rename, rm } from 'node:fs/promises'
 import path from 'node:path'
-import { Failure } from '../../shared/failures.ts'
+import type { Failure } from '../../shared/failures.ts'
 import { fsyncPath } from '../../shared/host/durable.ts'
 import { trim } from '../../shared/host/trim.ts'
 import { openPool } from '../copy/pool.ts'
-import { offsetOf, allRuns, workOff, type Through } from '../copy/runs.ts'
+import { allRuns, badFailure, offsetOf, workOff, type Through } from '../copy/runs.ts'
 import type { BadChunk } from '../copy/worker.ts'
 import { CHUNK_SIZE, chunkCount, chunkLength } from '../plan.ts'
 import { damageOf, markDamaged } from './damage.ts'
@@ -191,8 +191,6 @@ export async function noteDamage(
 }
 
 const differs = (file: string, bad: readonly BadChunk[]): Failure =>
-  new Failure(
-    'INTEGRITY',
-    `${file}: ${bad.length} chunks differ from the manifest, the first is ${bad[0] ? offsetOf(bad[0]) : ''}`,
-    { remedy: "suspect this host's medium or memory; see dmesg and smartctl; clone verify DOMAIN" },
-  )
+  badFailure(file, bad, 'its manifest', {
+    remedy: "suspect this host's medium or memory; see dmesg and smartctl; clone verify DOMAIN",
+  })

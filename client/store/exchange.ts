@@ -9,6 +9,7 @@ import type { Watcher } from '../attempt.ts'
 import type { Through } from '../copy/runs.ts'
 import type { Pool } from '../copy/pool.ts'
 import { CHUNK_SIZE, chunkCount } from '../plan.ts'
+import { manifestAsFound } from './as-found.ts'
 import { claimReason } from './claims.ts'
 import { openExchange } from './exchange-files.ts'
 import {
@@ -105,7 +106,7 @@ export async function exchange(
   const state = { selected, lastSeq, bound }
   const journal: Journal = { schema: 1, step: 'saving', to: to.id, state, disks: [...disks] }
   const sound = await soundGenerations(layout.dir)
-  const damaged = await checkManifests(sound, to, disks)
+  const damaged = await checkManifests(sound, to, disks, working.signal)
   await checkUnused(layout, [], holdersOf(sound, disks).flatMap(imagesOf))
 
   // Whoever follows `current` while images change would get neither generation.
@@ -140,23 +141,39 @@ async function undone(layout: Layout, error: unknown): Promise<'back' | 'forward
   }
 }
 
-/** The diff of two manifests decides what is saved: they must be the right ones. @returns whether a generation is damaged */
+/**
+ * The diff of two manifests decides what is saved: they must be the right ones. That of an image that is to be patched is made
+ * anew when it is not. @returns whether a generation is damaged
+ */
 async function checkManifests(
   sound: readonly Sound[],
   to: Sound,
   disks: readonly ExchangedDisk[],
+  signal: AbortSignal,
 ): Promise<boolean> {
   let damaged = false
-  for (const { target, from } of disks)
-    for (const found of [to, sound.find(({ id }) => id === from)]) {
+  for (const { target, from } of disks) {
+    const holder = sound.find(({ id }) => id === from)
+    for (const found of [to, holder]) {
       const disk = found?.generation.disks.find(one => one.target === target)
       if (!found || !disk) throw new Failure('INTERNAL', `no disk ${target} in generation ${from}`)
       damaged ||= found.damaged !== undefined
       const file = path.join(found.dir, manifestName(disk))
-      if ((await manifestDigest(file, chunkCount(disk.size))) !== disk.digest)
+      if (await isManifest(file, disk)) continue
+      if (found !== holder)
         throw new Failure('INTEGRITY', `${file}: not the manifest that generation.json names`)
+      damaged = !(await manifestAsFound(holder, disk, signal)) || damaged
     }
+  }
   return damaged
+}
+
+/** Whether a manifest is the one that generation.json names; one of the wrong length, or that is gone, is not. */
+async function isManifest(file: string, { size, digest }: Disk): Promise<boolean> {
+  return manifestDigest(file, chunkCount(size)).then(
+    found => found === digest,
+    () => false,
+  )
 }
 
 /** Those whose images pass to another generation. */

@@ -44,6 +44,7 @@ export function serveGate(
       if (lease.gate !== connection) continue
       // Nobody is there to be told; a session that was only reserved came to nothing.
       lease.gate = undefined
+      lease.gateLostAt = Date.now()
       lease.notify = () => undefined
       domains.get(lease.domain).abandon(lease)
     }

@@ -10,6 +10,8 @@ import type { Session } from './session.ts'
 const LEASE_LAPSE_MS = 30_000
 /** Without any connection a living lease keeps its session so long. */
 const LEASE_IDLE_MS = 60_000
+/** A transport that carried all of a client may break and come back; a client that was killed is not waited for longer. */
+const RETURN_MS = 4_000
 
 /** More than a client with retries needs, few enough that a mad one costs nothing. */
 const LEASES_PER_CLIENT = 8
@@ -27,6 +29,8 @@ export interface Lease {
   renewedAt: number
   /** The gate connection that opened or last renewed it; undefined when that has closed. */
   gate: object | undefined
+  /** When that closed. */
+  gateLostAt: number
   /** When its last connection went, or it was bound without one. */
   idleSince: number
   /** Why it ended, when the client did not release it. */
@@ -49,6 +53,7 @@ export function createLease(domain: string, client: string, kind: Lease['kind'])
     session: undefined,
     renewedAt: now,
     gate: undefined,
+    gateLostAt: now,
     idleSince: now,
     reason: undefined,
     refusals: [],
@@ -86,7 +91,7 @@ export function overFailure(lease: Lease | undefined): Failure {
 export function lapseOf(lease: Lease, now: number): Failure | undefined {
   if (lease.kind !== 'gate' || !isAlive(lease)) return undefined
   const lapse = (why: string): Failure => new Failure('SOURCE_REFUSED', `the lease lapsed: ${why}`)
-  if (lease.gate === undefined && lease.idleSince < now)
+  if (lease.gate === undefined && now - Math.max(lease.idleSince, lease.gateLostAt) > RETURN_MS)
     return lapse('its client went away, gate and connections')
   if (now - lease.renewedAt > LEASE_LAPSE_MS)
     return lapse('the client sent no sign of life for 30 s')

@@ -52,10 +52,12 @@ async function conforms(kind: string): Promise<Happened> {
 const EVERY_WRITE = 100_000
 const FAULTS: Readonly<Record<'power' | BreakName, readonly [fault: string, times: number]>> = {
   power: ['power cut at any write, what was not flushed kept or lost at random', EVERY_WRITE],
-  kill: ['SIGKILL of clone at random moments', 40],
-  space: ['its file system is nearly full', 40],
-  io: ['its disk fails to read or write at random moments', 30],
-  flip: ['a random bit of an image or a manifest flips', 20],
+  kill: ['SIGKILL of clone at random moments', 12],
+  space: ['its file system is nearly full', 10],
+  'space-phases': ['its file system fills up as each phase of a pull begins', 2],
+  'io-phases': ['its disk fails as each phase of a pull begins', 2],
+  io: ['its disk fails to read or write at random moments', 10],
+  flip: ['a random bit of an image or a manifest flips', 8],
   swap: ['two manifests are swapped', 2],
   digest: ['generation.json has another digest', 2],
   clock: ["the source's clock jumps by days", 10],

@@ -10,6 +10,7 @@ import type { CommandResult } from './enter.ts'
 import type { Lab } from './lab.ts'
 import { waitFor } from './processes.ts'
 import { IMAGES, Serve, sourceFaults, startServe, startWorld, untilOnBases } from './world.ts'
+import { ROOT } from './names.ts'
 
 t.setTimeout(400_000)
 
@@ -40,7 +41,7 @@ const failed = (findings: readonly Finding[]): string[] =>
 
 /** setpriv arguments that leave a program what its unit leaves it. */
 function confined(unit: string): string[] {
-  const file = path.resolve(import.meta.dirname, '../../examples/systemd', unit)
+  const file = path.join(ROOT, 'examples', 'systemd', unit)
   const text = readFileSync(file, 'utf8')
   const set = /^CapabilityBoundingSet=(.*)$/m.exec(text)?.[1]?.split(' ') ?? []
   const kept = set.map(name => `+${name.replace(/^CAP_/, '').toLowerCase()}`)
@@ -95,7 +96,7 @@ t.test('doctor and the service manager', async t => {
       await lab.writeFile(
         'source',
         '/var/lib/notify-receiver.pl',
-        readFileSync(path.join(import.meta.dirname, 'notify-receiver.pl'), 'utf8'),
+        readFileSync(path.join(ROOT, 'test', 'lab', 'notify-receiver.pl'), 'utf8'),
       )
       const manager = lab.spawn('source', [
         'perl',

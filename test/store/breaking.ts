@@ -11,14 +11,18 @@ import type { Dice } from '../faults/scenario.ts'
 import { altered, changingSource } from './changing-source.ts'
 import { small, type Way } from './powercut.ts'
 import { record, type Recorder } from './recorder.ts'
+import { fill, inPhase } from './mishaps.ts'
 import { aStandby, type Standby } from './standby.ts'
 import { currentOf, generationsIn, wrongIn } from './truth.ts'
 
 const MIB = 1024 * 1024
 /** A command takes about as long. */
 const COMMAND_MS = 1500
+/** Pulls before anything is broken: there are generations to prune and to go back to. */
+const FILLING = 2
 const SPACE = 22
 const INTEGRITY = 21
+const STANDBY_IO = 23
 /** Internal errors and wrong usage: no fault may look like these. */
 const NEVER = [1, 2]
 
@@ -26,6 +30,8 @@ interface Stand {
   readonly standby: Standby
   readonly medium: Recorder
   readonly dice: Dice
+  /** The source has something new from now on. */
+  readonly alter: () => Promise<void>
 }
 /** Breaks something once. @returns what was wrong already then */
 type Break = (stand: Stand) => Promise<string[]>
@@ -77,6 +83,54 @@ const io: Break = async stand => {
   await stand.medium.fail('nothing')
   await stand.medium.remount()
   return NEVER.includes(code) ? [`clone ${command.join(' ')} exits ${code}: ${stderr}`] : []
+}
+
+/** Phases of a pull that its progress names; a pull with whole images has only the first two. */
+const PHASES = ['copy', 'verify', 'save', 'patch'] as const
+
+/** A pull that meets something as soon as it is in a phase; each phase in its turn. @returns what was wrong already then */
+async function pullMeeting(
+  { standby, alter }: Stand,
+  meets: (phase: (typeof PHASES)[number]) => void,
+  over: () => Promise<unknown>,
+  exits: number,
+): Promise<string[]> {
+  const wrong: string[] = []
+  for (const phase of PHASES) {
+    const times = { met: 0 }
+    const act = (): void => {
+      times.met++
+      meets(phase)
+    }
+    const { code, stderr } = await standby.quick({ watcher: inPhase(phase, act) }, 'pull')
+    await over()
+    if (times.met > 0 && code !== exits)
+      wrong.push(`a pull that fails in ${phase} exits ${code}: ${stderr}`)
+    if (times.met === 0 && (phase === 'copy' || phase === 'verify'))
+      wrong.push(`no pull was in ${phase}`)
+    if (times.met === 0) break
+    wrong.push(...(await wrongAfterwards(standby)).map(one => `after ${phase}: ${one}`))
+    await alter()
+  }
+  return wrong
+}
+
+/** Its disk fails at the beginning of each phase. */
+const ioPhases: Break = stand => {
+  const { medium } = stand
+  const fails = (phase: string): void => void medium.fail(phase === 'verify' ? 'reads' : 'writes')
+  const mend = async (): Promise<void> => {
+    await medium.fail('nothing')
+    await medium.remount()
+  }
+  return pullMeeting(stand, fails, mend, STANDBY_IO)
+}
+
+/** Somebody else takes all space at the beginning of each phase. */
+const spacePhases: Break = stand => {
+  const { mounted } = stand.medium
+  const free = () => execa('rm', ['-f', path.join(mounted, 'ballast'), path.join(mounted, 'rest')])
+  return pullMeeting(stand, () => fill(mounted), free, SPACE)
 }
 
 /** One bit of the newest generation. */
@@ -146,7 +200,17 @@ const clock: Break = async ({ standby, dice }) => {
   return shown === id ? [] : [`the newest is ${id}, ${days} days off, and current ${shown}`]
 }
 
-export const BREAKS = { kill, space, io, flip, swap, digest, clock } as const
+export const BREAKS = {
+  kill,
+  space,
+  'space-phases': spacePhases,
+  io,
+  'io-phases': ioPhases,
+  flip,
+  swap,
+  digest,
+  clock,
+} as const
 export type BreakName = keyof typeof BREAKS
 
 /** Breaks a store so many times. @returns what was wrong, each with the round it was in */
@@ -160,14 +224,17 @@ export async function breakAgain(
   await using medium = await record(way.type, false)
   const store = path.join(medium.mounted, 'store')
   const standby = await aStandby(source, store, 'keep: { last: 3 }', ...way.settings)
-  const stand = { standby, medium, dice }
   const wrong: string[] = []
   let disks = small()
-  for (let round = 0; round <= rounds; round++) {
+  const alter = async (): Promise<void> => {
     disks = altered(disks, 'vda', Math.floor(dice() * 4))
     await source.become(disks)
-    // The first two rounds only fill the store.
-    const now = round < 2 ? [] : await BREAKS[broken](stand)
+  }
+  const stand = { standby, medium, dice, alter }
+  // The store is filled first.
+  for (let round = 1 - FILLING; round <= rounds; round++) {
+    await alter()
+    const now = round < 1 ? [] : await BREAKS[broken](stand)
     now.push(...(await wrongAfterwards(standby)))
     wrong.push(...now.map(one => `${broken}, round ${round}: ${one}`))
   }

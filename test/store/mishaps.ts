@@ -22,7 +22,7 @@ export function someDisks(): Disks {
 }
 
 /** Does something as soon as a phase has begun. */
-export const inPhase = (phase: 'copy' | 'verify', act: () => void): Watcher => ({
+export const inPhase = (phase: Parameters<Watcher['phase']>[0], act: () => void): Watcher => ({
   ...NOBODY,
   phase: name => {
     if (name === phase) act()

@@ -72,7 +72,9 @@ export async function record(type: FileSystem, kept = true): Promise<Recorder> {
   )
   const file = path.join(fuse, 'disk')
   await untilThere(file)
-  const mount = () => run('mount', '-o', 'loop', file, mounted)
+  // Past the page cache of `file`, which would give what the disk does not give any more.
+  const { stdout: loop } = await run('losetup', '--find', '--show', '--direct-io=on', file)
+  const mount = () => run('mount', loop, mounted)
   await mount()
 
   return {
@@ -94,6 +96,7 @@ export async function record(type: FileSystem, kept = true): Promise<Recorder> {
     async [Symbol.asyncDispose]() {
       await ask({ kind: 'fail', what: 'nothing' })
       await run('umount', '--lazy', mounted)
+      await run('losetup', '--detach', loop)
       await run('umount', '--lazy', fuse)
       await nbdfuse
       await worker.terminate()
