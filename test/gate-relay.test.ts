@@ -2,7 +2,7 @@
 
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { PassThrough } from 'node:stream'
+import { Duplex, PassThrough } from 'node:stream'
 import { setTimeout as delay } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { openRelay, relayNbd, type Relay } from '../server/gate/relay-nbd.ts'
@@ -315,5 +315,34 @@ t.test(
       const again = await relayed(t, source, 'alice', 'web/vda').catch(() => undefined)
       return again !== undefined
     })
+  },
+)
+
+t.test(
+  "a client's bandwidth is for all of its streams together, and nobody else's",
+  { skip },
+  async t => {
+    const source = await aSource(t)
+    await source.authorize('alice', '{ domains: [web], bandwidth: 2MiB/s }')
+    await source.authorize('bob', '{ domains: [db] }')
+    const streams = await Promise.all(
+      ['web/vda', 'web/vdb'].map(async name => {
+        const relay = await relayed(t, source, 'alice', name)
+        const { toServer, toClient } = carried(t, relay)
+        return openNbd(Duplex.from({ readable: toClient, writable: toServer }), {
+          exportName: name,
+        })
+      }),
+    )
+    const start = performance.now()
+    const bytes = await Promise.all(streams.map(disk => all(disk, WEB.length)))
+    const seconds = (performance.now() - start) / 1000
+    t.strictSame(bytes, [WEB, WEB])
+    // 6 MiB at 2 MiB/s, of which a burst of a quarter of a second may go at once, and the last piece.
+    t.ok(seconds > 2.5, `${seconds} s`)
+    const his = await relayed(t, source, 'bob', 'db/vda')
+    const before = performance.now()
+    for (let at = 0; at < 64; at++) await his.take(MIB)
+    t.ok(performance.now() - before < 1000, 'one without a limit is not even asked about')
   },
 )

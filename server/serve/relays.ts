@@ -6,6 +6,7 @@ import type { MessageConnection } from 'vscode-jsonrpc/node.js'
 import { Failure, toFailure } from '../../shared/failures.ts'
 import type { Log } from '../../shared/log.ts'
 import { exportName, parseExportName } from '../../shared/names.ts'
+import { createBandwidth } from '../clients/bandwidth.ts'
 import type { Visitor } from '../clients/visitor.ts'
 import type { NbdServer } from '../nbd-server/process.ts'
 import { isAlive, overFailure } from '../session/lease.ts'
@@ -24,6 +25,7 @@ export interface Relays {
 const TICKET_MS = 10_000
 
 export function createRelays(log: Log, domains: Domains, connections: Connections): Relays {
+  const bandwidth = createBandwidth()
   /** What to do with the socket that comes with a ticket. */
   const tickets = new Map<string, (socket: Socket) => void>()
 
@@ -59,11 +61,12 @@ export function createRelays(log: Log, domains: Domains, connections: Connection
     attach(connection, visitor) {
       const { client, peer = 'unix' } = visitor
       const own = log.child({ client, peer })
+      let hasAsked = false
       let ticket: string | undefined
       let server: NbdServer | undefined
-      let gone = false
+      const gone = new AbortController()
       connection.onClose(() => {
-        gone = true
+        gone.abort(new Failure('SOURCE_REFUSED', 'the relay went away'))
         if (ticket !== undefined) tickets.delete(ticket)
         // A stream whose relay has gone is nobody's any more, also if its nbd-server has not noticed.
         server?.kill().catch((error: unknown) => own.error({ error }, 'could not be ended'))
@@ -71,23 +74,26 @@ export function createRelays(log: Log, domains: Domains, connections: Connection
 
       /** @throws Failure SOURCE_REFUSED with the reason why not */
       async function admit(asked: string | undefined): Promise<Guest> {
-        if (ticket !== undefined)
+        if (hasAsked)
           throw new Failure('SOURCE_REFUSED', 'this relay has had its ticket: one for each stream')
-        ticket = randomBytes(16).toString('hex')
+        hasAsked = true
         if (asked !== undefined) await checkExport(visitor, asked)
         return { client, peer, rights: await visitor.may('pull'), exportName: asked }
       }
 
-      function issue(given: string, guest: Guest): void {
+      function issue(guest: Guest): string {
+        const given = randomBytes(16).toString('hex')
+        ticket = given
         const late = setTimeout(() => tickets.delete(given), TICKET_MS).unref()
         tickets.set(given, socket => {
           clearTimeout(late)
           tickets.delete(given)
           void connections.serveGuest(socket, guest).then(started => {
             server = started
-            if (gone) void started?.kill()
+            if (gone.signal.aborted) void started?.kill()
           })
         })
+        return given
       }
 
       handle(connection, {
@@ -96,12 +102,16 @@ export function createRelays(log: Log, domains: Domains, connections: Connection
             record(visitor, asked, error)
             throw error
           })
-          if (gone || ticket === undefined)
-            throw new Failure('SOURCE_REFUSED', 'the relay went away')
-          issue(ticket, guest)
-          return { ticket, limited: false }
+          gone.signal.throwIfAborted()
+          const { bandwidth: limit } = guest.rights
+          bandwidth.set(client, limit)
+          return { ticket: issue(guest), limited: limit !== undefined }
         },
-        'relay.take': () => ({}),
+        async 'relay.take'({ ticket: given, bytes }) {
+          if (given !== ticket) throw new Failure('SOURCE_REFUSED', 'not the ticket of this relay')
+          await bandwidth.take(client, bytes, gone.signal)
+          return {}
+        },
         'relay.refused'({ what }) {
           own.warn({ what }, 'refused')
           return {}
