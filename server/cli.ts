@@ -1,10 +1,13 @@
 #!/usr/bin/env node
 // clone-server: the only file of the source that prints or exits.
 
+import path from 'node:path'
+import { text } from 'node:stream/consumers'
 import { describeFailure, toFailure } from '../shared/failures.ts'
 import { asJson, failureJson, wantsJson } from '../shared/help.ts'
 import { formatDuration, formatSize } from '../shared/quantities.ts'
-import { program, type Actions, type Globals } from './program.ts'
+import type { Paths } from './config/schema.ts'
+import { DEFAULT_CONFIG, program, type Actions, type Globals } from './program.ts'
 import { askServe } from './serve/client.ts'
 import type { Source } from './source.ts'
 
@@ -12,14 +15,18 @@ import type { Source } from './source.ts'
 
 const OPERATOR = { role: 'operator' } as const
 
-function print(args: Globals, command: string, json: object, text: string): void {
+function print(args: Globals, command: string, json: object, plain: string): void {
   if (args.json) process.stdout.write(`${asJson(command, json)}\n`)
-  else if (text !== '') process.stdout.write(`${text}\n`)
+  else if (plain !== '') process.stdout.write(`${plain}\n`)
+}
+
+async function paths(args: Globals): Promise<Paths> {
+  const { readSourceConfig, sourcePaths } = await import('./config/schema.ts')
+  return sourcePaths(readSourceConfig(args.config), args.config)
 }
 
 async function serveSocket(args: Globals): Promise<string> {
-  const { readSourceConfig, sourcePaths } = await import('./config/schema.ts')
-  return sourcePaths(readSourceConfig(args.config)).serveSocket
+  return (await paths(args)).serveSocket
 }
 
 async function openSource(args: Globals): Promise<Source> {
@@ -28,7 +35,11 @@ async function openSource(args: Globals): Promise<Source> {
     import('./source.ts'),
     import('../shared/log.ts'),
   ])
-  return createSource(readSourceConfig(args.config), createLog('clone-server', args['log-level']))
+  return createSource(
+    readSourceConfig(args.config),
+    args.config,
+    createLog('clone-server', args['log-level']),
+  )
 }
 
 /** Aborts on the first SIGINT or SIGTERM: serve then merges before it goes. */
@@ -43,7 +54,9 @@ async function recoverEvery(args: Globals): Promise<void> {
     import('./config/schema.ts'),
     import('./commands/recover.ts'),
   ])
-  const recovered = await commands.recoverAll(sourcePaths(readSourceConfig(args.config)))
+  const recovered = await commands.recoverAll(
+    sourcePaths(readSourceConfig(args.config), args.config),
+  )
   print(args, 'recover', commands.recoveredJson(recovered), commands.renderRecovered(recovered))
   for (const { result } of recovered)
     if (typeof result !== 'string')
@@ -59,8 +72,40 @@ const actions: Actions = {
     )
   },
   async gate(args) {
-    const { relayGate } = await import('./gate/relay.ts')
-    await relayGate(await serveSocket(args), args.client, process.stdin, process.stdout)
+    const { runGate } = await import('./gate/gate.ts')
+    const { serveSocket, gateSocket } = await paths(args)
+    const socket = process.getuid?.() === 0 ? serveSocket : gateSocket
+    await runGate(socket, args.client, process.env, process.stdin, process.stdout)
+  },
+  async authorize(args) {
+    const [{ readSourceConfig, sourcePaths }, { authorize, authorizeNotes }] = await Promise.all([
+      import('./config/schema.ts'),
+      import('./commands/authorize.ts'),
+    ])
+    const config = readSourceConfig(args.config)
+    const { clients } = sourcePaths(config, args.config)
+    // A forced command runs somewhere else, so it gets the path that was meant here.
+    const configFile = args.config === DEFAULT_CONFIG ? undefined : path.resolve(args.config)
+    const readInput = (): Promise<string> => text(process.stdin)
+    const done = await authorize({ config, configFile, clients }, args, readInput)
+    print(args, 'authorize', done, done.line)
+    if (!args.json) process.stderr.write(`${authorizeNotes(done).join('\n')}\n`)
+  },
+  async revoke(args) {
+    const [{ revoke, renderRevoked }, { ownKeyFile }] = await Promise.all([
+      import('./commands/revoke.ts'),
+      import('./commands/authorize.ts'),
+    ])
+    const done = await revoke(await paths(args), args.client, args.file ?? ownKeyFile())
+    print(args, 'revoke', done, renderRevoked(done))
+  },
+  async clients(args) {
+    const [{ listClients }, { clientsTable }] = await Promise.all([
+      import('./clients/registry.ts'),
+      import('./commands/clients.ts'),
+    ])
+    const clients = await listClients((await paths(args)).clients)
+    print(args, 'clients', { clients }, clientsTable(clients))
   },
   async hook({ verb, socket, ...params }) {
     await askServe(socket, { role: 'hook' }, verb === 'begin' ? 'hook.begin' : 'hook.end', params)
@@ -159,7 +204,7 @@ const actions: Actions = {
       import('./config/schema.ts'),
       import('./libvirt/start-hook.ts'),
     ])
-    const { serveSocket } = sourcePaths(readSourceConfig(args.config))
+    const { serveSocket } = sourcePaths(readSourceConfig(args.config), args.config)
     const script = startHookScript(serveSocket)
     print(args, 'config libvirt-hook', { file: START_HOOK, script }, script.trimEnd())
   },

@@ -1,18 +1,18 @@
 // The command line of clone-server: what can be typed, with help that comes from the failure table.
 
-import { hostname } from 'node:os'
 import yargs, { type Argv } from 'yargs'
 import { exitStatusHelp, usageFailure } from '../shared/help.ts'
 import { LOG_LEVELS, type LogLevel } from '../shared/log-level.ts'
 import { VERSION } from '../shared/version.ts'
+import { clientCommands, type ClientActions } from './program-clients.ts'
 
 export const DEFAULT_CONFIG = '/etc/nbd-clone/source.yaml'
 const DEFAULT_LEVEL: LogLevel = 'info'
 
 /** What each command does; cli.ts supplies it, tests of the help need none. */
-export interface Actions {
+export interface Actions extends ClientActions {
   readonly serve: (args: Globals) => Promise<void>
-  readonly gate: (args: Globals & { client: string }) => Promise<void>
+  readonly gate: (args: Globals & { client: string | undefined }) => Promise<void>
   readonly hook: (args: HookArguments) => Promise<void>
   readonly hookStart: (args: { socket: string; domain: string }) => Promise<void>
   readonly status: (args: Globals) => Promise<void>
@@ -79,9 +79,10 @@ export function program(argv: readonly string[], actions: Actions): Argv {
       default: DEFAULT_LEVEL,
       describe: 'what to log on stderr',
     })
-  return base
+  const first = base
     .command('serve', 'run the source: sessions, hooks, nbd-server', one => one, actions.serve)
     .command('status', 'domains, sessions, overlays, last outcome', one => one, actions.status)
+  return clientCommands(first, actions)
     .command(
       'session',
       'hold one recovery point for stock NBD clients',
@@ -167,10 +168,9 @@ export function program(argv: readonly string[], actions: Actions): Argv {
       (one: Argv<Globals>) =>
         one.option('client', {
           type: 'string',
-          default: defaultClient(),
-          describe: 'name of the client',
+          describe: 'client whose rights are asked for; without it, root on this host',
         }),
-      args => actions.gate(args),
+      args => actions.gate({ ...args, client: args.client }),
     )
     .command(
       'hook',
@@ -197,6 +197,10 @@ export function program(argv: readonly string[], actions: Actions): Argv {
     .example('clone-server doctor', 'what is missing on this host, and what to do about it')
     .example('clone-server serve', 'run the source')
     .example(
+      'clone-server authorize standby1.pub --client standby1 --domains mydomain --install',
+      'let a standby pull this domain over ssh, and nothing else',
+    )
+    .example(
       'clone-server session open mydomain',
       'freeze it, copy with any NBD client, then close',
     )
@@ -211,10 +215,4 @@ export function program(argv: readonly string[], actions: Actions): Argv {
     .help()
     .alias('h', 'help')
     .fail(usageFailure('clone-server'))
-}
-
-/** Over ssh the name of the peer is the best that is known; a forced command names its client. */
-function defaultClient(): string {
-  const peer = process.env['SSH_CONNECTION']?.split(' ')[0]?.replaceAll(/[^A-Za-z0-9_.+:@-]/g, '')
-  return peer === undefined || peer === '' ? hostname().slice(0, 100) : `ssh-${peer}`
 }

@@ -97,7 +97,18 @@ const layer = z.strictObject(policy)
 
 export const sourceSchema = z.strictObject({
   listen: z
-    .strictObject({ unix: absolutePath.optional(), tcp: tcp.optional() })
+    .strictObject({
+      unix: absolutePath.optional(),
+      tcp: tcp.optional(),
+      gate: z
+        .strictObject({
+          group: z
+            .string()
+            .regex(/^[a-z_][a-z0-9_-]{0,31}$/, 'not a group name')
+            .describe('Members may run clone-server gate for authorized clients, without root'),
+        })
+        .optional(),
+    })
     .default({})
     .describe('Where NBD clients connect; a unix socket only, unless tcp is given'),
   runDir: absolutePath.default('/run/nbd-clone'),
@@ -215,23 +226,29 @@ export function mergePolicy(config: SourceConfig, domain: string): MergePolicy {
 
 export interface Paths {
   readonly serveSocket: string
+  /** For gates that do not run as root; there only with `listen.gate`. */
+  readonly gateSocket: string
   readonly serveLock: string
   readonly nbdSocket: string
   readonly connections: string
   readonly exports: string
   readonly journals: string
   readonly hostId: string
+  /** One file of rights per client, beside the configuration. */
+  readonly clients: string
 }
 
-/** Every path the source uses, from the two directories in the config. */
-export function sourcePaths(config: SourceConfig): Paths {
+/** Every path the source uses, from the two directories in the config. @param file where the config was read */
+export function sourcePaths(config: SourceConfig, file: string): Paths {
   return {
     serveSocket: `${config.runDir}/serve.sock`,
+    gateSocket: `${config.runDir}/gate/gate.sock`,
     serveLock: `${config.stateDir}/serve.lock`,
     nbdSocket: config.listen.unix ?? `${config.runDir}/nbd.sock`,
     connections: `${config.runDir}/connections`,
     exports: `${config.runDir}/exports`,
     journals: `${config.stateDir}/sessions`,
     hostId: `${config.stateDir}/host-id`,
+    clients: path.join(path.dirname(path.resolve(file)), 'clients'),
   }
 }
