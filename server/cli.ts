@@ -19,7 +19,7 @@ function print(args: Globals, command: string, json: object, text: string): void
 
 async function serveSocket(args: Globals): Promise<string> {
   const { readSourceConfig, sourcePaths } = await import('./config/schema.ts')
-  return sourcePaths(readSourceConfig(args.config)).serveSocket
+  return sourcePaths(readSourceConfig(args.config), args.config).serveSocket
 }
 
 async function openSource(args: Globals): Promise<Source> {
@@ -28,7 +28,11 @@ async function openSource(args: Globals): Promise<Source> {
     import('./source.ts'),
     import('../shared/log.ts'),
   ])
-  return createSource(readSourceConfig(args.config), createLog('clone-server', args['log-level']))
+  return createSource(
+    readSourceConfig(args.config),
+    args.config,
+    createLog('clone-server', args['log-level']),
+  )
 }
 
 const tls = (): Promise<typeof import('./commands/tls.ts')> => import('./commands/tls.ts')
@@ -45,7 +49,9 @@ async function recoverEvery(args: Globals): Promise<void> {
     import('./config/schema.ts'),
     import('./commands/recover.ts'),
   ])
-  const recovered = await commands.recoverAll(sourcePaths(readSourceConfig(args.config)))
+  const recovered = await commands.recoverAll(
+    sourcePaths(readSourceConfig(args.config), args.config),
+  )
   print(args, 'recover', commands.recoveredJson(recovered), commands.renderRecovered(recovered))
   for (const { result } of recovered)
     if (typeof result !== 'string')
@@ -161,7 +167,7 @@ const actions: Actions = {
       import('./config/schema.ts'),
       import('./libvirt/start-hook.ts'),
     ])
-    const { serveSocket } = sourcePaths(readSourceConfig(args.config))
+    const { serveSocket } = sourcePaths(readSourceConfig(args.config), args.config)
     const script = startHookScript(serveSocket)
     print(args, 'config libvirt-hook', { file: START_HOOK, script }, script.trimEnd())
   },

@@ -14,7 +14,8 @@ export interface Source {
   readonly log: Log
 }
 
-export function createSource(config: SourceConfig, log: Log): Source {
+/** @param file where the config was read */
+export function createSource(config: SourceConfig, file: string, log: Log): Source {
   const virsh = createVirsh(config.libvirtUri)
-  return { config, paths: sourcePaths(config), virsh, starts: createStarts(), log }
+  return { config, paths: sourcePaths(config, file), virsh, starts: createStarts(), log }
 }

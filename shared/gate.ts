@@ -111,6 +111,7 @@ const refusal = z.object({
   code: z.string().max(50),
   reason: z.string().max(2000),
   remedy: z.string().max(2000).optional(),
+  client: z.string().max(100).optional(),
 })
 
 /**

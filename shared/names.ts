@@ -33,3 +33,15 @@ export function isRecoveryPointId(text: string): boolean {
 export function exportName(domain: string, target: string, token?: string): string {
   return token === undefined ? `${domain}/${target}` : `${domain}/${target}@${token}`
 }
+
+const TOKEN_AT_END = /^(.+)@([0-9a-f]{32})$/
+
+/** An export name taken apart; undefined when it is none. The token is 32 hex digits after the last @. */
+export function parseExportName(
+  text: string,
+): { domain: string; target: string; token: string | undefined } | undefined {
+  const [domain = '', rest = '', ...more] = text.split('/')
+  const [, target = rest, token] = TOKEN_AT_END.exec(rest) ?? []
+  if (more.length > 0 || !isName(domain) || !isName(target)) return undefined
+  return { domain, target, token }
+}

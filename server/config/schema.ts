@@ -221,10 +221,12 @@ export interface Paths {
   readonly exports: string
   readonly journals: string
   readonly hostId: string
+  /** One file of rights per client, beside the configuration. */
+  readonly clients: string
 }
 
-/** Every path the source uses, from the two directories in the config. */
-export function sourcePaths(config: SourceConfig): Paths {
+/** Every path the source uses, from the two directories in the config. @param file where the config was read */
+export function sourcePaths(config: SourceConfig, file: string): Paths {
   return {
     serveSocket: `${config.runDir}/serve.sock`,
     serveLock: `${config.stateDir}/serve.lock`,
@@ -233,5 +235,6 @@ export function sourcePaths(config: SourceConfig): Paths {
     exports: `${config.runDir}/exports`,
     journals: `${config.stateDir}/sessions`,
     hostId: `${config.stateDir}/host-id`,
+    clients: path.join(path.dirname(path.resolve(file)), 'clients'),
   }
 }

@@ -44,7 +44,7 @@ export async function examine(configFile: string, wanted: readonly string[]): Pr
   }
   const domains = wanted.length > 0 ? wanted : Object.keys(config.domains)
   const virsh = createVirsh(config.libvirtUri)
-  const { serveSocket } = sourcePaths(config)
+  const { serveSocket } = sourcePaths(config, configFile)
   const [libvirt, serve] = await Promise.all([
     readLibvirtFacts(virsh, serveSocket),
     askForStatus(serveSocket),
@@ -53,7 +53,7 @@ export async function examine(configFile: string, wanted: readonly string[]): Pr
     ...host,
     ...(await runChecks('source', SOURCE_CHECKS, { configFile, config, serve })),
     ...(await runChecks('libvirt', LIBVIRT_CHECKS, libvirt)),
-    ...(await examineDomains(config, virsh, libvirt, serve, domains)),
+    ...(await examineDomains(configFile, config, virsh, libvirt, serve, domains)),
   ])
 }
 
@@ -82,13 +82,14 @@ const SOURCE_CHECKS: readonly Check<SourceFacts>[] = [
 ]
 
 async function examineDomains(
+  configFile: string,
   config: SourceConfig,
   virsh: Virsh,
   libvirt: LibvirtFacts,
   serve: ServeFacts,
   domains: readonly string[],
 ): Promise<Finding[]> {
-  const journals = await readJournals(sourcePaths(config).journals)
+  const journals = await readJournals(sourcePaths(config, configFile).journals)
   const findings: Finding[] = []
   for (const domain of domains) {
     const about = `domain ${domain}`

@@ -3,7 +3,7 @@
 import { setMaxListeners } from 'node:events'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { MessageConnection } from 'vscode-jsonrpc/node.js'
-import { Failure } from '../../shared/failures.ts'
+import { Failure, toFailure } from '../../shared/failures.ts'
 import {
   FEATURES,
   PROTOCOL,
@@ -12,6 +12,8 @@ import {
   type Outcome,
 } from '../../shared/gate.ts'
 import { VERSION } from '../../shared/version.ts'
+import type { Verb } from '../clients/rights.ts'
+import type { Visitor } from '../clients/visitor.ts'
 import { domainSettings } from '../config/schema.ts'
 import { exportability } from '../libvirt/domain-xml.ts'
 import { isAlive, overFailure, type Lease } from '../session/lease.ts'
@@ -25,12 +27,13 @@ import { frozenDigests } from './digests.ts'
 /** @param hostId this source's identity, to which clones are bound */
 export function serveGate(
   connection: MessageConnection,
-  client: string,
+  visitor: Visitor,
   source: Source,
   domains: Domains,
   hostId: string,
 ): void {
-  const log = source.log.child({ client })
+  const { client } = visitor
+  const log = source.log.child({ client, peer: visitor.peer })
 
   const kept = new Set<Lease>()
   const gone = new AbortController()
@@ -66,14 +69,29 @@ export function serveGate(
     )
   }
 
+  /** Every method asks anew, so that rights that were taken away are gone at once. @throws Failure SOURCE_REFUSED */
+  async function may(verb: Verb, domain: string): Promise<void> {
+    try {
+      await visitor.may(verb, domain)
+    } catch (error) {
+      log.warn({ domain, verb, reason: toFailure(error).message }, 'gate refused')
+      throw error
+    }
+    gone.signal.throwIfAborted()
+  }
+
   const handlers: Handlers = {
-    hello({ protocol, version, clone }) {
+    async hello({ protocol, version, clone }) {
       if (protocol.min > PROTOCOL || protocol.max < PROTOCOL)
         throw new Failure(
           'SOURCE_REFUSED',
           `the source speaks gate protocol ${PROTOCOL}, this client ${protocol.min} to ${protocol.max}`,
           { remedy: 'install the same version of nbd-clone on both hosts' },
         )
+      await visitor.rights().catch((error: unknown) => {
+        log.warn({ reason: toFailure(error).message }, 'gate refused')
+        throw error
+      })
       log.info({ version, clone: clone?.name }, 'hello')
       return {
         protocol: PROTOCOL,
@@ -85,15 +103,20 @@ export function serveGate(
         features: Object.values(FEATURES),
       }
     },
-    describe: ({ domain }) => describe(source, domains, domain),
-    'session.open'({ domain }) {
+    async describe({ domain }) {
+      await may('describe', domain)
+      return describe(source, domains, domain)
+    },
+    async 'session.open'({ domain }) {
+      await may('pull', domain)
       const { lease, joined } = domains.get(domain).open(client)
       keep(lease)
       log.info({ domain, joined }, 'session reserved')
       return { token: lease.token, session: lease.token.slice(0, 8), joined }
     },
-    'session.renew'({ token }) {
+    async 'session.renew'({ token }) {
       const lease = leaseOf(token)
+      await may('pull', lease.domain)
       if (!isAlive(lease)) throw lease.reason ?? overFailure(lease)
       lease.renewedAt = Date.now()
       keep(lease)
@@ -113,9 +136,12 @@ export function serveGate(
       return { recoveryPoint: await domains.get(lease.domain).release(lease) }
     },
     async digests({ token, ...asked }) {
-      return { digests: await frozenDigests(leaseOf(token), asked, gone.signal) }
+      const lease = leaseOf(token)
+      await may('digests', lease.domain)
+      return { digests: await frozenDigests(lease, asked, gone.signal) }
     },
-    acknowledge({ domain, recoveryPoint }) {
+    async acknowledge({ domain, recoveryPoint }) {
+      await may('pull', domain)
       domains.get(domain)
       log.info(
         { domain, recoveryPoint },

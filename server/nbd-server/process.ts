@@ -4,6 +4,7 @@ import { spawn } from 'node:child_process'
 import { mkdir, rm, writeFile } from 'node:fs/promises'
 import type { Socket } from 'node:net'
 import path from 'node:path'
+import { Failure } from '../../shared/failures.ts'
 import type { Log } from '../../shared/log.ts'
 
 export interface NbdServer {
@@ -17,6 +18,7 @@ export interface NbdServer {
 
 /**
  * Starts `nbd-server -d` on a client's socket (which must be paused and unread).
+ * @throws Failure SOURCE_REFUSED when the client is gone, or has sent what nbd-server would not see
  * @param id connection id; its folder under `directory` holds the config
  */
 export async function startNbdServer(
@@ -31,6 +33,10 @@ export async function startNbdServer(
   await mkdir(folder, { recursive: true, mode: 0o700 })
   await writeFile(file, config, { mode: 0o600 })
 
+  if (socket.destroyed || socket.readableLength > 0) {
+    await rm(folder, { recursive: true, force: true })
+    throw new Failure('SOURCE_REFUSED', 'the client went away, or spoke before its server')
+  }
   // It dies with us, so that nobody reads a base that our successor is merging into.
   const command = ['--pdeathsig', 'KILL', '--', 'nbd-server', '-d', '-C', file]
   const child = spawn('setpriv', command, {

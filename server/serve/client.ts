@@ -3,7 +3,7 @@
 import { connect, type Socket } from 'node:net'
 import { Failure, toFailure } from '../../shared/failures.ts'
 import { responseToFailure, rpcConnection } from '../../shared/rpc.ts'
-import { WORDS, type Method, type Params, type Result, type Role } from './words.ts'
+import { WORDS, type Method, type Params, type Result, type Role, type RpcRole } from './words.ts'
 
 /** Connects to serve's socket and says the role. @throws Failure SOURCE_UNREACHABLE when serve does not run */
 export async function connectToServe(socketPath: string, role: Role): Promise<Socket> {
@@ -31,42 +31,74 @@ export async function connectToServe(socketPath: string, role: Role): Promise<So
 /** Milliseconds, for what serve answers at once or not at all; every other word may have to wait for a merge. */
 const ANSWER_MS: { readonly [M in Method]?: number } = { 'operator.status': 10_000 }
 
+export interface ServeLink extends Disposable {
+  /** Says one word and returns its answer. @throws Failure as serve gave it, or SOURCE_UNREACHABLE */
+  ask<M extends Method>(method: M, params: Params<M>, answerMs?: number): Promise<Result<M>>
+  /** Aborts, with a Failure, when serve ends the connection. */
+  readonly lost: AbortSignal
+}
+
+/** Opens a connection for more than one word. @throws Failure SOURCE_UNREACHABLE when serve does not run */
+export async function openServeLink(socketPath: string, role: RpcRole): Promise<ServeLink> {
+  const socket = await connectToServe(socketPath, role)
+  const connection = rpcConnection(socket, socket)
+  connection.onError(() => undefined)
+  const lost = new AbortController()
+  connection.onClose(() =>
+    lost.abort(
+      new Failure('SOURCE_UNREACHABLE', 'clone-server serve went away before it answered'),
+    ),
+  )
+  connection.listen()
+  return {
+    lost: lost.signal,
+    async ask(method, params, answerMs = ANSWER_MS[method]) {
+      const answered = new AbortController()
+      try {
+        const answer: unknown = await Promise.race([
+          connection.sendRequest(method, params),
+          // vscode-jsonrpc leaves requests pending when the peer goes away, so a lost serve is told here.
+          rejectOn(lost.signal, answered.signal),
+          tooLate(answerMs, answered.signal),
+        ])
+        return WORDS[method].result.parse(answer) as Result<typeof method>
+      } catch (error) {
+        throw error instanceof Failure
+          ? error
+          : responseToFailure(toFailure(error).cause ?? error, 'INTERNAL')
+      } finally {
+        answered.abort()
+      }
+    },
+    [Symbol.dispose]() {
+      connection.dispose()
+      socket.destroy()
+    },
+  }
+}
+
 /**
  * Says one word to serve and returns its answer.
  * @throws Failure as serve gave it, or SOURCE_UNREACHABLE; also when it hangs and does not say its status within 10 s
  */
 export async function askServe<M extends Method>(
   socketPath: string,
-  role: Role,
+  role: RpcRole,
   method: M,
   params: Params<M>,
-  answerMs = ANSWER_MS[method],
+  answerMs?: number,
 ): Promise<Result<M>> {
-  const socket = await connectToServe(socketPath, role)
-  const connection = rpcConnection(socket, socket)
-  connection.onError(() => undefined)
-  // vscode-jsonrpc leaves requests pending when the peer goes away, so a lost serve is told here.
-  const lost = new Promise<never>((_, reject) => {
-    connection.onClose(() =>
-      reject(new Failure('SOURCE_UNREACHABLE', 'clone-server serve went away before it answered')),
-    )
+  using link = await openServeLink(socketPath, role)
+  return await link.ask(method, params, answerMs)
+}
+
+/** Rejects with a signal's reason; never settles once the other one has come. */
+function rejectOn(signal: AbortSignal, over: AbortSignal): Promise<never> {
+  return new Promise((_, reject) => {
+    const tell = (): void => reject(signal.reason as Failure)
+    if (signal.aborted) tell()
+    else signal.addEventListener('abort', tell, { signal: over })
   })
-  lost.catch(() => undefined)
-  const answered = new AbortController()
-  const late = tooLate(answerMs, answered.signal)
-  connection.listen()
-  try {
-    const answer: unknown = await Promise.race([connection.sendRequest(method, params), lost, late])
-    return WORDS[method].result.parse(answer) as Result<M>
-  } catch (error) {
-    throw error instanceof Failure
-      ? error
-      : responseToFailure(toFailure(error).cause ?? error, 'INTERNAL')
-  } finally {
-    answered.abort()
-    connection.dispose()
-    socket.destroy()
-  }
 }
 
 /** Rejects when so much time has passed; never settles when there is no limit, or the signal came first. */

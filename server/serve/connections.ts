@@ -6,21 +6,36 @@ import { rm } from 'node:fs/promises'
 import { createServer, type Server, type Socket } from 'node:net'
 import path from 'node:path'
 import { Failure, toFailure } from '../../shared/failures.ts'
+import { mayHave, type Rights } from '../clients/rights.ts'
 import { connectionConfig, sectionsOf, type Section } from '../nbd-server/config.ts'
 import { watchProcess } from '../nbd-server/classic.ts'
-import { startNbdServer } from '../nbd-server/process.ts'
+import { startNbdServer, type NbdServer } from '../nbd-server/process.ts'
 import { measureTraffic } from '../nbd-server/traffic.ts'
 import { isAlive } from '../session/lease.ts'
 import { linkPath } from '../session/links.ts'
 import type { Member } from '../session/session.ts'
 import type { Source } from '../source.ts'
 import type { Domains } from './domains.ts'
-import { createReaper, newConnection, type Connection } from './reaper.ts'
+import { createReaper, newConnection, type Connection, type From } from './reaper.ts'
 import type { HookParams } from './words.ts'
 
+/** A client that came through a relay. */
+export interface Guest {
+  readonly client: string
+  readonly peer: string
+  readonly rights: Rights
+  /** The one export that it may see; undefined: all that its rights allow. */
+  readonly exportName: string | undefined
+}
+
 export interface Connections {
-  /** Listens for NBD clients; every connection becomes an nbd-server. */
+  /** Listens for NBD clients of this host, or of `listen.tcp`; every connection becomes an nbd-server. */
   listener(): Server
+  /**
+   * Hands a socket, of which nothing must have been read, to an nbd-server that has only what the guest may see.
+   * @returns undefined when there is none: the socket is destroyed then
+   */
+  serveGuest(socket: Socket, guest: Guest): Promise<NbdServer | undefined>
   /** prerun of a connection. @param lost aborts when the hook dies unanswered. @throws Failure with the refusal's reason */
   begin(hook: HookParams, lost: AbortSignal): Promise<void>
   /** postrun of a connection; a stock client is kept until its own merge is over. */
@@ -29,6 +44,19 @@ export interface Connections {
   tick(): void
   /** Kills every nbd-server that is left. */
   closeAll(): Promise<void>
+  /** Kills the nbd-servers of one client. @returns how many */
+  endClient(client: string): number
+  /** Notes a connection that was refused, for the log, `status` and the client's own `outcome`. */
+  recordRefusal(refused: Refused, error: unknown): void
+}
+
+interface Refused {
+  /** Without its token. */
+  readonly exportName: string
+  readonly domain: string
+  readonly token: string | undefined
+  readonly client: string | undefined
+  readonly peer: string | undefined
 }
 
 /** More than any client opens, fewer than would exhaust the host. */
@@ -46,8 +74,8 @@ export function createConnections(source: Source, domains: Domains): Connections
   const connections = new Map<string, Connection>()
   let opening = 0
 
-  function add(key: string, server: Connection['server'], peer: string): Connection {
-    const connection = newConnection(server, measureTraffic(server.pid), peer)
+  function add(key: string, server: Connection['server'], from: From): Connection {
+    const connection = newConnection(server, measureTraffic(server.pid), from)
     connections.set(key, connection)
     server.ended
       .then(async () => {
@@ -65,39 +93,45 @@ export function createConnections(source: Source, domains: Domains): Connections
     domains.get(member.domain).leave(member.id)
   const reap = createReaper(log, connections)
 
-  async function accept(socket: Socket): Promise<void> {
+  async function accept(socket: Socket, guest?: Guest): Promise<NbdServer | undefined> {
     const id = randomBytes(8).toString('hex')
     socket.on('error', () => undefined)
     if (connections.size + opening >= MAX_CONNECTIONS) {
       log.warn({ connections: connections.size }, 'too many connections, one refused')
       socket.destroy()
-      return
+      return undefined
     }
     opening++
     try {
       // A peer whose host died is noticed by TCP itself: nbd-server cannot do it.
       socket.setKeepAlive(true, KEEPALIVE_MS)
-      const peer = socket.remoteAddress?.replace(/^::ffff:/, '') ?? 'unix'
-      const sections = await visibleSections(id)
+      const peer = guest?.peer ?? socket.remoteAddress?.replace(/^::ffff:/, '') ?? 'unix'
+      const sections = await visibleSections(id, guest)
       if (sections.length === 0)
-        log.warn('no domain exports a disk, so the connection gets nothing')
+        log.warn({ client: guest?.client, peer }, 'nothing is exported to this connection')
       const config = connectionConfig(id, paths.serveSocket, sections)
       const server = await startNbdServer(paths.connections, id, config, socket, log)
-      add(id, server, peer)
-      log.debug({ connection: id, pid: server.pid, peer }, 'connection')
+      add(id, server, { peer, client: guest?.client })
+      log.debug({ connection: id, pid: server.pid, peer, client: guest?.client }, 'connection')
+      return server
     } catch (error) {
       socket.destroy()
-      log.error({ connection: id, error }, 'connection could not be served')
+      log.error({ connection: id, client: guest?.client, error }, 'connection could not be served')
+      return undefined
     } finally {
       opening--
     }
   }
 
-  /** What the peer may ask for: all listed domains, and the tokens that are alive. */
-  async function visibleSections(connection: string): Promise<Section[]> {
-    const each = domains.all().map(async sessions => {
+  /** All listed domains and the tokens that are alive; to a guest only its own, or the one export that its relay named. */
+  async function visibleSections(connection: string, guest?: Guest): Promise<Section[]> {
+    const shown = domains.all().filter(one => !guest || mayHave(guest.rights, one.domain))
+    const each = shown.map(async sessions => {
       const { domain } = sessions
-      const living = sessions.leases().filter(lease => lease.kind === 'gate' && isAlive(lease))
+      const living = sessions
+        .leases()
+        .filter(lease => lease.kind === 'gate' && isAlive(lease))
+        .filter(lease => !guest || lease.client === guest.client)
       const targets = await domains.targets(domain).catch((error: unknown) => {
         log.warn({ domain, reason: toFailure(error).message }, 'its disks are not known')
         return []
@@ -110,38 +144,45 @@ export function createConnections(source: Source, domains: Domains): Connections
         link,
       )
     })
-    return (await Promise.all(each)).flat()
+    const sections = (await Promise.all(each)).flat()
+    const only = guest?.exportName
+    return only === undefined ? sections : sections.filter(({ name }) => name === only)
   }
 
   async function connectionOf(hook: HookParams): Promise<Connection> {
     const known = connections.get(connectionKey(hook))
     if (known) return known
     if (hook.connection === 'classic')
-      return add(connectionKey(hook), await watchProcess(hook.pid), CLASSIC)
+      return add(connectionKey(hook), await watchProcess(hook.pid), {
+        peer: CLASSIC,
+        client: undefined,
+      })
     throw new Failure('SOURCE_REFUSED', `no connection ${hook.connection}`)
   }
 
-  function recordRefusal(hook: HookParams, error: unknown): void {
-    const failure = toFailure(error)
-    log.warn(
-      { domain: hook.domain, target: hook.target, reason: failure.message },
-      'connection refused',
-    )
+  function recordRefusal(refused: Refused, error: unknown): void {
+    const { exportName, domain, token, client, peer } = refused
+    const { code, message: reason, remedy } = toFailure(error)
+    log.warn({ client, peer, export: exportName, reason }, 'connection refused')
     const refusal = {
       at: new Date().toISOString(),
-      export: `${hook.domain}/${hook.target}`,
-      code: failure.code,
-      reason: failure.message,
-      ...(failure.remedy === undefined ? {} : { remedy: failure.remedy }),
+      export: exportName,
+      code,
+      reason,
+      ...(remedy === undefined ? {} : { remedy }),
+      ...(client === undefined ? {} : { client }),
     }
-    const lease = hook.token === undefined ? undefined : domains.findLease(hook.token)
-    if (lease) keepLast(lease.refusals, refusal, REFUSALS_KEPT)
-    const listed = domains.all().find(one => one.domain === hook.domain)
+    const lease = token === undefined ? undefined : domains.findLease(token)
+    if (lease && (client === undefined || lease.client === client))
+      keepLast(lease.refusals, refusal, REFUSALS_KEPT)
+    const listed = domains.all().find(one => one.domain === domain)
     if (listed) keepLast(listed.refusals, refusal, REFUSALS_SHOWN)
   }
 
   return {
     listener: () => createServer({ pauseOnConnect: true }, socket => void accept(socket)),
+    serveGuest: accept,
+    recordRefusal,
     async begin(hook, lost) {
       let admitted = false
       let connection: Connection | undefined
@@ -157,6 +198,7 @@ export function createConnections(source: Source, domains: Domains): Connections
           token,
           link: linkPath(paths.exports, hook.connection, domain, target),
           peer: found.peer,
+          client: found.client,
           // An export that the client asked for before, on the same connection, moves nothing any more.
           moved: () => (found.members.at(-1) === member ? found.traffic.bytes() : 0),
           isGone: () => !found.server.isRunning() || (lost.aborted && !admitted),
@@ -169,7 +211,10 @@ export function createConnections(source: Source, domains: Domains): Connections
         if (lost.aborted) answered()
         else lost.addEventListener('abort', answered, { once: true })
       } catch (error) {
-        recordRefusal(hook, error)
+        const { domain, target, token } = hook
+        const exportName = `${domain}/${target}`
+        const { client, peer } = connection ?? { client: undefined, peer: undefined }
+        recordRefusal({ exportName, domain, token, client, peer }, error)
         throw error
       } finally {
         if (connection) {
@@ -192,6 +237,14 @@ export function createConnections(source: Source, domains: Domains): Connections
     async closeAll() {
       const ours = [...connections].filter(([key]) => !key.startsWith('classic-'))
       await Promise.all(ours.map(([, { server }]) => server.kill()))
+    },
+    endClient(client) {
+      const own = [...connections].filter(([, one]) => one.client === client)
+      for (const [key, { server }] of own)
+        server
+          .kill()
+          .catch((error: unknown) => log.error({ connection: key, error }, 'could not be ended'))
+      return own.length
     },
   }
 }

@@ -167,7 +167,7 @@ async function statusOfSession(
     ],
     connections: members.length,
     members: members.map(member => ({
-      ...known({ client: clientOf(member.token) }),
+      ...known({ client: member.client ?? clientOf(member.token) }),
       target: member.target,
       peer: member.peer,
       bytes: member.moved(),

@@ -7,11 +7,17 @@ import type { Traffic } from '../nbd-server/traffic.ts'
 import type { Member } from '../session/session.ts'
 import type { Log } from '../../shared/log.ts'
 
-export interface Connection {
+/** Who is at the other end. */
+export interface From {
+  /** An address, `unix` or `classic`. */
+  readonly peer: string
+  /** The client's name, when it came through a relay. */
+  readonly client: string | undefined
+}
+
+export interface Connection extends From {
   readonly server: Pick<NbdServer, 'pid' | 'isRunning' | 'kill' | 'ended'>
   readonly traffic: Traffic
-  /** Where the client is: an address, `unix` or `classic`. */
-  readonly peer: string
   readonly members: Member[]
   /** Hooks that wait for their answer. */
   waiting: number
@@ -34,12 +40,12 @@ export interface Connection {
 export function newConnection(
   server: Connection['server'],
   traffic: Traffic,
-  peer: string,
+  from: From,
 ): Connection {
   return {
     server,
     traffic,
-    peer,
+    ...from,
     members: [],
     waiting: 0,
     idleSince: Date.now(),

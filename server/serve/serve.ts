@@ -11,14 +11,17 @@ import { writeDurably } from '../../shared/host/durable.ts'
 import { tryLock } from '../../shared/host/lock.ts'
 import type { Paths } from '../config/schema.ts'
 import { serveGate } from '../gate/methods.ts'
+import { createVisitor } from '../clients/visitor.ts'
 import type { Source } from '../source.ts'
 import { createConnections } from './connections.ts'
 import { createDomains, type Domains } from './domains.ts'
 import { handle } from './handle.ts'
 import { createNotify } from './notify.ts'
 import { operatorHandlers } from './operator.ts'
+import { createRelays } from './relays.ts'
 import { controlServer } from './socket.ts'
 import { readActivities, summarise } from './summary.ts'
+import { createVisits } from './visits.ts'
 
 const TICK_MS = 1000
 const RECOVER_EVERY_MS = 5000
@@ -51,16 +54,24 @@ export async function serve(source: Source, signal: AbortSignal, ready: () => vo
   const connections = createConnections(source, domains)
   cleanup.defer(() => connections.closeAll())
 
+  const relays = createRelays(log, domains, connections, createVisits())
+
   // Hooks and operators can talk to us before NBD clients can, so that recovery can be watched.
-  const control = controlServer(log, (role, connection) => {
-    if (role.role === 'gate') serveGate(connection, role.client, source, domains, hostId)
-    else if (role.role === 'operator') handle(connection, operatorHandlers(source, domains))
-    else
-      handle(connection, {
-        'hook.begin': async params => (await connections.begin(params, closed(connection)), {}),
-        'hook.end': async params => (await connections.end(params), {}),
-        'hook.start': async start => ({ ended: await source.starts.heard(start) }),
-      })
+  const control = controlServer(log, new Set(['gate', 'relay', 'nbd', 'hook', 'operator']), {
+    rpc(role, connection, end) {
+      if (role.role === 'gate' || role.role === 'relay') {
+        const visitor = createVisitor(paths.clients, role, true)
+        if (role.role === 'relay') relays.attach(connection, visitor, end)
+        else serveGate(connection, visitor, source, domains, hostId)
+      } else if (role.role === 'operator') handle(connection, operatorHandlers(source, domains))
+      else
+        handle(connection, {
+          'hook.begin': async params => (await connections.begin(params, closed(connection)), {}),
+          'hook.end': async params => (await connections.end(params), {}),
+          'hook.start': async start => ({ ended: await source.starts.heard(start) }),
+        })
+    },
+    nbd: (ticket, socket) => relays.claim(ticket, socket),
   })
   await listen(control, paths.serveSocket, cleanup)
   // A domain that cannot be recovered must not keep the others from being served: each begin recovers its own first.

@@ -1,30 +1,38 @@
-// serve's own socket: one line that names the role, then JSON-RPC with the words of that role.
+// serve's own socket: one line that names the role, then JSON-RPC with the words of that role, or an NBD connection.
 
 import { createServer, type Server, type Socket } from 'node:net'
 import type { Log } from '../../shared/log.ts'
 import { rpcConnection } from '../../shared/rpc.ts'
 import type { MessageConnection } from 'vscode-jsonrpc/node.js'
-import { roleLine, type Role } from './words.ts'
+import { roleLine, type Role, type RpcRole } from './words.ts'
 
 const ROLE_BYTES = 1024
 const ROLE_MS = 5000
 
-/** @param attach registers the handlers for a role */
-export function controlServer(
-  log: Log,
-  attach: (role: Role, connection: MessageConnection) => void,
-): Server {
+export interface Attach {
+  /** Registers the handlers for a role. @param end ends the connection */
+  rpc(role: RpcRole, connection: MessageConnection, end: () => void): void
+  /** Takes a socket over of which nothing but its role line was read, and which is paused. */
+  nbd(ticket: string, socket: Socket): void
+}
+
+/** @param roles those that this socket is for; others are refused */
+export function controlServer(log: Log, roles: ReadonlySet<Role['role']>, attach: Attach): Server {
   return createServer(socket => {
     socket.on('error', error => log.debug({ error: error.message }, 'control connection lost'))
-    readRole(socket).then(
+    readRole(socket, roles).then(
       role => {
+        if (role.role === 'nbd') {
+          attach.nbd(role.ticket, socket)
+          return
+        }
         const connection = rpcConnection(socket, socket)
         connection.onError(([error]) => log.debug({ error: error.message }, 'control connection'))
         connection.onClose(() => {
           connection.dispose()
           socket.destroy()
         })
-        attach(role, connection)
+        attach.rpc(role, connection, () => socket.destroy())
         connection.listen()
         socket.resume()
       },
@@ -36,8 +44,8 @@ export function controlServer(
   })
 }
 
-/** Reads the first line and puts back what follows it. */
-function readRole(socket: Socket): Promise<Role> {
+/** Reads the first line and puts back what follows it; nothing may follow that of an NBD connection. */
+function readRole(socket: Socket, roles: ReadonlySet<Role['role']>): Promise<Role> {
   return new Promise((resolve, reject) => {
     let got = Buffer.alloc(0)
     const timer = setTimeout(() => done(new Error('said nothing')), ROLE_MS)
@@ -57,14 +65,26 @@ function readRole(socket: Socket): Promise<Role> {
         return
       }
       socket.pause()
-      try {
-        const role = roleLine.parse(JSON.parse(got.subarray(0, end).toString()))
-        socket.unshift(got.subarray(end + 1))
+      const role = parseRole(got.subarray(0, end).toString())
+      const rest = got.subarray(end + 1)
+      if (!role) done(new Error('not a role line'))
+      else if (!roles.has(role.role)) done(new Error(`not the socket for ${role.role}`))
+      else if (role.role === 'nbd' && rest.length > 0)
+        // What we have read nbd-server cannot read any more.
+        done(new Error('an NBD client spoke before its server'))
+      else {
+        if (rest.length > 0) socket.unshift(rest)
         done(undefined, role)
-      } catch {
-        done(new Error('not a role line'))
       }
     }
     socket.on('data', onData).on('close', onClose)
   })
+}
+
+function parseRole(line: string): Role | undefined {
+  try {
+    return roleLine.safeParse(JSON.parse(line)).data
+  } catch {
+    return undefined
+  }
 }

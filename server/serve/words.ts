@@ -1,18 +1,25 @@
-// What the hooks and an operator say to serve on its socket; the gate's words are in shared/gate.ts. The first line of a connection
-// names its role, then JSON-RPC follows.
+// What hooks, relays and an operator say to serve on its socket; the gate's words are in shared/gate.ts. The first line of a
+// connection names its role; then JSON-RPC follows, or for `nbd` the NBD connection itself.
 
 import { z } from 'zod'
 import { GATE } from '../../shared/gate.ts'
 import { isName, NAME_RULE } from '../../shared/names.ts'
 
 const name = z.string().refine(isName, NAME_RULE)
+const ticket = z.string().regex(/^[0-9a-f]{32}$/, 'a ticket is 32 hex digits')
+/** Where a client is, as its relay says: an address, or a name. */
+const peer = z.string().regex(/^[A-Za-z0-9_.:%+@-]{1,100}$/, 'a peer is an address')
 
 export const roleLine = z.discriminatedUnion('role', [
-  z.strictObject({ role: z.literal('gate'), client: name }),
+  z.strictObject({ role: z.literal('gate'), client: name, peer: peer.optional() }),
+  z.strictObject({ role: z.literal('relay'), client: name, peer }),
+  z.strictObject({ role: z.literal('nbd'), ticket }),
   z.strictObject({ role: z.literal('hook') }),
   z.strictObject({ role: z.literal('operator') }),
 ])
 export type Role = z.infer<typeof roleLine>
+/** Roles whose line is followed by JSON-RPC. */
+export type RpcRole = Exclude<Role, { role: 'nbd' }>
 
 const hookParams = z.object({
   /** Connection id that serve gave out, or `classic`. */
@@ -88,6 +95,8 @@ export const domainStatus = z.object({
       code: z.string(),
       reason: z.string(),
       remedy: z.string().optional(),
+      /** Whose, when that is known. */
+      client: z.string().optional(),
     }),
   ),
   /** Why it needs an operator or is not settled, or why its session is being ended. */
@@ -113,6 +122,25 @@ export const HOOK = {
   'hook.start': { params: startParams, result: z.object({ ended: z.number() }) },
 } as const
 
+/** The most that one `relay.take` asks for, bytes. */
+export const MAX_TAKE = 16 * 1024 * 1024
+
+/** What a relay says of the one NBD stream that it carries. */
+export const RELAY = {
+  /** A ticket for one connection of role `nbd`: good once, within 10 s, while this connection lives. */
+  'relay.admit': {
+    params: z.object({ export: z.string().max(400).optional() }),
+    result: z.object({ ticket, limited: z.boolean() }),
+  },
+  /** Answered when the client's bandwidth allows so many bytes more. */
+  'relay.take': {
+    params: z.object({ ticket, bytes: z.number().int().min(1).max(MAX_TAKE) }),
+    result: empty,
+  },
+  /** For the log: what the client asked of the relay itself, and did not get. */
+  'relay.refused': { params: z.object({ what: z.string().max(1000) }), result: empty },
+} as const
+
 export const OPERATOR = {
   'operator.status': { params: empty, result: z.object({ domains: z.array(domainStatus) }) },
   'operator.hold': {
@@ -135,7 +163,7 @@ export const OPERATOR = {
   },
 } as const
 
-export const WORDS = { ...GATE, ...HOOK, ...OPERATOR }
+export const WORDS = { ...GATE, ...HOOK, ...RELAY, ...OPERATOR }
 export type Method = keyof typeof WORDS
 export type Params<M extends Method> = z.infer<(typeof WORDS)[M]['params']>
 export type Result<M extends Method> = z.infer<(typeof WORDS)[M]['result']>

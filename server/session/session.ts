@@ -23,6 +23,8 @@ export interface Member {
   readonly link: string
   /** Where its client is: an address, `unix` or `classic`. */
   readonly peer: string
+  /** Its client's name, when it came through a relay. */
+  readonly client: string | undefined
   /** Bytes that went to its client so far; still known when it has left. */
   moved(): number
   /** Ends the process that reads, and returns when it is gone. */
