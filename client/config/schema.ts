@@ -27,6 +27,13 @@ const ssh = z.strictObject({
     .optional(),
 })
 
+const tls = z.strictObject({
+  ca: absolutePath.describe("Authority of the source's certificate, PEM"),
+  cert: absolutePath.describe("This standby's certificate, PEM"),
+  key: absolutePath.describe('Its key, PEM, readable by its owner alone'),
+  servername: host.optional().describe("Name in the source's certificate, when it is not host"),
+})
+
 export const LOOPBACK = /^(localhost|127(\.\d{1,3}){3}|::1)$/
 
 const source = z
@@ -40,15 +47,22 @@ const source = z
     gateCommand: z.array(word).min(1).default(['clone-server', 'gate']),
     client: name.optional(),
     ssh: ssh.optional(),
+    tls: tls.optional(),
   })
   .superRefine((source, context) => {
     const complain = (key: string, message: string): void =>
       context.addIssue({ code: 'custom', path: [key], message })
-    if (source.transport === 'ssh' || source.transport === 'tls')
+    if (source.transport === 'ssh')
       complain(
         'transport',
         `transport ${source.transport} is not in this version; use tcp with gate: ssh, or unix`,
       )
+    if (source.transport === 'tls' && source.host === undefined)
+      complain('transport', 'transport tls needs host')
+    if (source.transport === 'tls' && source.tls === undefined)
+      complain('transport', 'transport tls needs tls: { ca, cert, key }')
+    if (source.transport !== 'tls' && source.tls !== undefined)
+      complain('tls', `tls is for transport tls, and this is ${source.transport}`)
     if (source.transport === 'tcp' && source.host === undefined)
       complain('transport', 'transport tcp needs host')
     if (

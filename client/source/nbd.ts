@@ -4,6 +4,7 @@ import { exportName } from '../../shared/names.ts'
 import { connectNbd, type NbdAddress, type NbdConnection } from '../../shared/nbd/client.ts'
 import type { CloneConfig } from '../config/effective.ts'
 import type { Source } from '../config/schema.ts'
+import { tlsOf } from './tls.ts'
 
 export function nbdAddress(source: Source): NbdAddress {
   return source.transport === 'unix'
@@ -12,7 +13,7 @@ export function nbdAddress(source: Source): NbdAddress {
 }
 
 /** Connects to `domain/target@token`: the first connection of a session freezes the domain. */
-export function connectDisk(
+export async function connectDisk(
   clone: CloneConfig,
   target: string,
   token: string,
@@ -22,5 +23,6 @@ export function connectDisk(
     exportName: exportName(clone.domain, target, token),
     signal,
     stallMs: clone.stallMs,
+    tls: await tlsOf(clone.source),
   })
 }

@@ -18,9 +18,9 @@ import {
   refuseExisting,
   replaceServer,
   revokeClient,
-  tlsFolder,
   type Entry,
 } from '../tls/folder.ts'
+import { tlsFolder } from '../tls/paths.ts'
 
 /** What a command did or would do: for `--json`, and for people. */
 export interface Told {

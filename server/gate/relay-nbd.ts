@@ -77,13 +77,18 @@ export async function relayNbd(
   }
 }
 
-async function carry({ socket, take }: Relay, input: Readable, output: Writable): Promise<void> {
-  let spoken = false
+async function carry(relay: Relay, input: Readable, output: Writable): Promise<void> {
+  const { socket } = relay
+  // Servers speak first: until this one has, what the client sends could be read by serve instead.
+  let listens = false
+  const listen = (): void => {
+    if (!listens) input.pipe(socket, { end: false })
+    listens = true
+  }
+  if (socket.bytesRead > 0) listen()
   for await (const chunk of socket as AsyncIterable<Buffer>) {
-    // Servers speak first: until this one has, what the client sends could be read by serve instead.
-    if (!spoken) input.pipe(socket, { end: false })
-    spoken = true
-    await take(chunk.length)
+    listen()
+    await relay.take(chunk.length)
     if (!output.write(chunk)) await once(output, 'drain')
   }
   if (output.writableLength > 0) await once(output, 'drain')

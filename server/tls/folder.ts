@@ -1,5 +1,5 @@
 // The folder `tls` beside source.yaml: the authority, the server's certificate, the list of revoked certificates, and the
-// index of all that were issued. File names are those that libnbd, nbdkit and QEMU look for.
+// index of all that were issued.
 
 import { access, mkdir, readFile, rename, rm } from 'node:fs/promises'
 import path from 'node:path'
@@ -15,16 +15,7 @@ import {
   type Pair,
   type Subject,
 } from './certificates.ts'
-
-export interface TlsFolder {
-  readonly folder: string
-  readonly caCert: string
-  readonly caKey: string
-  readonly serverCert: string
-  readonly serverKey: string
-  readonly crl: string
-  readonly index: string
-}
+import type { TlsFolder } from './paths.ts'
 
 const entry = z.strictObject({
   serial: z.string().regex(/^[0-9a-f]{2,40}$/),
@@ -38,21 +29,6 @@ const entry = z.strictObject({
 const index = z.strictObject({ schema: z.literal(1), certificates: z.array(entry) })
 /** One certificate that was issued here. */
 export type Entry = z.infer<typeof entry>
-
-/** Where `tls` of a configuration file is. */
-export function tlsFolder(configFile: string): TlsFolder {
-  const folder = path.join(path.dirname(path.resolve(configFile)), 'tls')
-  const inside = (name: string): string => path.join(folder, name)
-  return {
-    folder,
-    caCert: inside('ca-cert.pem'),
-    caKey: inside('ca-key.pem'),
-    serverCert: inside('server-cert.pem'),
-    serverKey: inside('server-key.pem'),
-    crl: inside('ca-crl.pem'),
-    index: inside('issued.json'),
-  }
-}
 
 /** @throws Failure USAGE when there is something at the path */
 export async function refuseExisting(folder: string, remedy: string): Promise<void> {
