@@ -4,7 +4,7 @@ import { hostname } from 'node:os'
 import path from 'node:path'
 import Table from 'cli-table3'
 import { Failure } from '../../shared/failures.ts'
-import { checkName } from '../../shared/names.ts'
+import { checkClient } from '../clients/rights.ts'
 import { issue, makeAuthority, readAuthority, type Subject } from '../tls/certificates.ts'
 import {
   alone,
@@ -193,7 +193,7 @@ function serverSubject(host: string | undefined): Subject & { kind: 'server' } {
 function clientName(name: string): string {
   if (name.length > LONGEST_NAME)
     throw new Failure('USAGE', `the name in a certificate has at most ${LONGEST_NAME} characters`)
-  return checkName('client', name)
+  return checkClient(name)
 }
 
 function checkDays(days: number): void {

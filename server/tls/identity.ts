@@ -3,10 +3,11 @@
 import { constants, X509Certificate } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import type { Socket } from 'node:net'
-import { createSecureContext, createServer, type TLSSocket } from 'node:tls'
+import { createSecureContext, createServer, type PeerCertificate, type TLSSocket } from 'node:tls'
 import { whyNotBelieved } from '../../shared/certificate-faults.ts'
 import { Failure } from '../../shared/failures.ts'
 import { isName, NAME_RULE } from '../../shared/names.ts'
+import { isReserved } from '../clients/rights.ts'
 import type { TlsFiles } from './paths.ts'
 
 interface Pem {
@@ -39,7 +40,7 @@ export async function checkTlsFiles(files: TlsFiles): Promise<Date> {
 }
 
 /**
- * The server's side of TLS 1.2 or 1.3. The handshake is ended also with a client that will be refused: `clientOf` says
+ * The server's side of TLS 1.2 or 1.3. The handshake is ended also with a client that will be refused: `identify` says
  * that, and only then can the client be told why.
  * @throws Failure SOURCE_REFUSED when the client breaks it off, USAGE for unusable certificates
  */
@@ -63,40 +64,29 @@ export function secure(socket: Socket, pem: Pem): Promise<TLSSocket> {
   })
 }
 
-/**
- * The client's name, proven by its certificate.
- * @throws Refused with the reason; its `client` is what the certificate says, proven or not
- */
-export function clientOf(socket: TLSSocket): string {
-  const { subject, valid_to, valid_from } = socket.getPeerCertificate()
-  // One that shows none has no fields here, whatever the types say.
-  const name: unknown = (subject as { CN?: unknown } | undefined)?.CN
+/** Who a client is; or why it is refused, with the name that its certificate bears, proven or not. */
+export type Identity =
+  | { readonly client: string; readonly refused?: undefined }
+  | { readonly client: string | undefined; readonly refused: string }
+
+export function identify(socket: TLSSocket): Identity {
+  // A client that shows none has no fields here, whatever the types say.
+  const shown: Partial<PeerCertificate> = socket.getPeerCertificate()
+  const name: unknown = shown.subject?.CN
   const client = typeof name === 'string' && isName(name) ? name : undefined
-  if ((subject as unknown) === undefined)
-    throw new Refused(undefined, 'the client shows no certificate, and the source wants one')
+  if (shown.subject === undefined)
+    return { client, refused: 'the client shows no certificate, and this source wants one' }
+  const whose = `the certificate of ${client ?? 'the client'}`
   if (!socket.authorized) {
     const code = String(socket.authorizationError)
-    const why = whyNotBelieved(code)
-    const when = code === 'CERT_HAS_EXPIRED' ? ` (${valid_to})` : ''
-    const from = code === 'CERT_NOT_YET_VALID' ? ` (${valid_from})` : ''
-    throw new Refused(client, `the certificate of ${client ?? 'the client'} ${why}${when}${from}`)
+    const dates = `valid from ${shown.valid_from ?? '?'} to ${shown.valid_to ?? '?'}`
+    return { client, refused: `${whose} ${whyNotBelieved(code)} (${dates})` }
   }
   if (client === undefined)
-    throw new Refused(
-      undefined,
-      `the certificate's common name is no name of a client: ${NAME_RULE}`,
-    )
-  return client
-}
-
-/** Why a client is not let in. */
-export class Refused extends Failure {
-  readonly client: string | undefined
-
-  constructor(client: string | undefined, reason: string, cause?: unknown) {
-    super('SOURCE_REFUSED', reason, { cause })
-    this.client = client
-  }
+    return { client, refused: `the common name in the certificate is no client's: ${NAME_RULE}` }
+  if (isReserved(client))
+    return { client, refused: `${whose} bears a name that no client may have` }
+  return { client }
 }
 
 function brokenOff(cause: Error & { readonly code?: string; readonly reason?: string }): Failure {

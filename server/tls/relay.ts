@@ -10,7 +10,7 @@ import { decodeGreeting } from '../../shared/nbd/decode.ts'
 import { encodeClientFlags } from '../../shared/nbd/encode.ts'
 import { openRelay, relayNbd, type Relay } from '../gate/relay-nbd.ts'
 import { drive } from './drive.ts'
-import { clientOf, readTlsFiles, Refused, secure } from './identity.ts'
+import { identify, readTlsFiles, secure } from './identity.ts'
 import { untilGone, untilStartTls } from './options.ts'
 import type { TlsJob, TlsWord } from './words.ts'
 
@@ -43,26 +43,43 @@ export async function relayTls(
   secured.on('error', () => undefined)
 
   let relay: Relay
-  let client: string | undefined
   try {
-    client = clientOf(secured)
-    relay = await openRelay(job.serveSocket, { client, peer: job.peer })
-    cleanup.defer(() => relay[Symbol.asyncDispose]())
-    await takeOver(relay, flags)
+    relay = await admit(secured, flags, job, tell)
   } catch (error) {
-    const { message } = toFailure(error)
-    tell({
-      kind: 'refused',
-      client: error instanceof Refused ? error.client : client,
-      reason: message,
-    })
-    await sayWhy(secured, message)
+    const { message, remedy } = toFailure(error)
+    await sayWhy(secured, remedy === undefined ? message : `${message}; ${remedy}`)
     return
   }
-  tell({ kind: 'admitted', client })
+  cleanup.defer(() => relay[Symbol.asyncDispose]())
   cleanup.defer(watchStall(secured))
   await relayNbd(relay, secured, secured)
   await ended(secured)
+}
+
+/** Who it is, whether serve lets it in, and an nbd-server that is as far as the client is. @throws Failure */
+async function admit(
+  secured: TLSSocket,
+  flags: number,
+  { peer, serveSocket }: TlsJob,
+  tell: (word: TlsWord) => void,
+): Promise<Relay> {
+  const identity = identify(secured)
+  if (identity.refused !== undefined) {
+    tell({ kind: 'refused', client: identity.client, reason: identity.refused })
+    throw new Failure('SOURCE_REFUSED', identity.refused)
+  }
+  const { client } = identity
+  // What serve refuses, it logs itself.
+  const relay = await openRelay(serveSocket, { client, peer })
+  try {
+    await takeOver(relay, flags)
+  } catch (error) {
+    await relay[Symbol.asyncDispose]()
+    tell({ kind: 'refused', client, reason: toFailure(error).message })
+    throw error
+  }
+  tell({ kind: 'admitted', client })
+  return relay
 }
 
 /**
