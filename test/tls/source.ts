@@ -40,6 +40,8 @@ export interface TlsSource {
   readonly tls: TlsFolder
   /** Gives a client rights. */
   authorize(name: string, domains: readonly string[]): void
+  /** Asks it to stop, and waits for its end. */
+  stop(): Promise<void>
   counts(): Promise<{ running: number; unknown: number; waiting: number }>
   /** Waits for a line of the log. */
   logged(wanted: Partial<Line> & { reasonLike?: RegExp }): Promise<Line>
@@ -81,10 +83,11 @@ export async function tlsSource(
     stdio: ['ignore', 'pipe', 'pipe'],
   })
   const exited = once(child, 'exit')
-  t.teardown(async () => {
+  const stop = async (): Promise<void> => {
     child.kill('SIGTERM')
     await exited
-  })
+  }
+  t.teardown(stop)
   const lines: Line[] = []
   createInterface(child.stderr).on('line', line => {
     lines.push(line.startsWith('{') ? (JSON.parse(line) as Line) : { msg: line })
@@ -99,6 +102,7 @@ export async function tlsSource(
     port,
     lines,
     cloneServer,
+    stop,
     tls,
     async issue(name) {
       const out = path.join(dir, `issued-${issued++}`)
