@@ -3,6 +3,7 @@
 import { execFile } from 'node:child_process'
 import { readFileSync, renameSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import t from 'tap'
 import { cloneConfig, loadConfig } from '../client/config/effective.ts'
@@ -211,6 +212,16 @@ t.test('the TLS listener', { skip: requires('nbd-server', 'setpriv') }, async t 
     })
     t.match(source.cloneServer('tls', 'renew', '--host', 'localhost'), { status: 0 })
     t.ok(await isServed(source, trusted), 'without a restart')
+  })
+
+  t.test('clients that are gone leave no process', async t => {
+    const nbd = await open(source, trusted)
+    t.ok((await source.counts()).running > 0)
+    const reading = nbd.read(0, new Uint8Array(4 * MIB))
+    nbd.destroy()
+    await rejection(reading)
+    while ((await source.counts()).running > 0) await delay(20)
+    t.strictSame(await source.counts(), { running: 0, unknown: 0, waiting: 0 })
   })
 
   t.test('without its list of revoked certificates, nobody is let in', async t => {

@@ -106,9 +106,11 @@ async function sayWhy(secured: TLSSocket, reason: string): Promise<void> {
   await ended(secured)
 }
 
-/** Everything is sent, and the end after it. */
-function ended(secured: TLSSocket): Promise<void> {
-  return new Promise(resolve => {
+/** Everything is sent, and the end after it; or the client is gone. */
+async function ended(secured: TLSSocket): Promise<void> {
+  // A stream that was destroyed calls nobody back.
+  if (secured.destroyed) return
+  await new Promise<void>(resolve => {
     secured.once('close', resolve).end(resolve)
   })
 }
