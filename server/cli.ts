@@ -4,6 +4,7 @@
 import { describeFailure, toFailure } from '../shared/failures.ts'
 import { asJson, failureJson, wantsJson } from '../shared/help.ts'
 import { formatDuration, formatSize } from '../shared/quantities.ts'
+import type { Paths } from './config/schema.ts'
 import { program, type Actions, type Globals } from './program.ts'
 import { askServe } from './serve/client.ts'
 import type { Source } from './source.ts'
@@ -17,9 +18,13 @@ function print(args: Globals, command: string, json: object, text: string): void
   else if (text !== '') process.stdout.write(`${text}\n`)
 }
 
-async function serveSocket(args: Globals): Promise<string> {
+async function paths(args: Globals): Promise<Paths> {
   const { readSourceConfig, sourcePaths } = await import('./config/schema.ts')
-  return sourcePaths(readSourceConfig(args.config), args.config).serveSocket
+  return sourcePaths(readSourceConfig(args.config), args.config)
+}
+
+async function serveSocket(args: Globals): Promise<string> {
+  return (await paths(args)).serveSocket
 }
 
 async function openSource(args: Globals): Promise<Source> {
@@ -67,8 +72,10 @@ const actions: Actions = {
     )
   },
   async gate(args) {
-    const { relayGate } = await import('./gate/relay.ts')
-    await relayGate(await serveSocket(args), args.client, process.stdin, process.stdout)
+    const { runGate } = await import('./gate/gate.ts')
+    const { serveSocket, gateSocket } = await paths(args)
+    const socket = process.getuid?.() === 0 ? serveSocket : gateSocket
+    await runGate(socket, args.client, process.env, process.stdin, process.stdout)
   },
   async hook({ verb, socket, ...params }) {
     await askServe(socket, { role: 'hook' }, verb === 'begin' ? 'hook.begin' : 'hook.end', params)

@@ -1,6 +1,5 @@
 // The command line of clone-server: what can be typed, with help that comes from the failure table.
 
-import { hostname } from 'node:os'
 import yargs, { type Argv } from 'yargs'
 import { exitStatusHelp, usageFailure } from '../shared/help.ts'
 import { LOG_LEVELS, type LogLevel } from '../shared/log-level.ts'
@@ -13,7 +12,7 @@ const DEFAULT_LEVEL: LogLevel = 'info'
 /** What each command does; cli.ts supplies it, tests of the help need none. */
 export interface Actions extends TlsActions {
   readonly serve: (args: Globals) => Promise<void>
-  readonly gate: (args: Globals & { client: string }) => Promise<void>
+  readonly gate: (args: Globals & { client: string | undefined }) => Promise<void>
   readonly hook: (args: HookArguments) => Promise<void>
   readonly hookStart: (args: { socket: string; domain: string }) => Promise<void>
   readonly status: (args: Globals) => Promise<void>
@@ -168,10 +167,9 @@ export function program(argv: readonly string[], actions: Actions): Argv {
       (one: Argv<Globals>) =>
         one.option('client', {
           type: 'string',
-          default: defaultClient(),
-          describe: 'name of the client',
+          describe: 'client whose rights are asked for; without it, root on this host',
         }),
-      args => actions.gate(args),
+      args => actions.gate({ ...args, client: args.client }),
     )
     .command(
       'hook',
@@ -218,10 +216,4 @@ export function program(argv: readonly string[], actions: Actions): Argv {
     .help()
     .alias('h', 'help')
     .fail(usageFailure('clone-server'))
-}
-
-/** Over ssh the name of the peer is the best that is known; a forced command names its client. */
-function defaultClient(): string {
-  const peer = process.env['SSH_CONNECTION']?.split(' ')[0]?.replaceAll(/[^A-Za-z0-9_.+:@-]/g, '')
-  return peer === undefined || peer === '' ? hostname().slice(0, 100) : `ssh-${peer}`
 }

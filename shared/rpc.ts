@@ -55,35 +55,44 @@ class LineReader extends AbstractMessageReader {
   listen(callback: DataCallback): Disposable {
     let parts: Buffer[] = []
     let length = 0
+    let rest: Buffer = Buffer.alloc(0)
+    let over = false
     const fail = (message: string): void => {
       this.fireError(new Error(message))
       this.#input.destroy()
     }
-    const onData = (chunk: Buffer): void => {
-      let rest = chunk
-      for (let end = rest.indexOf(10); end !== -1; end = rest.indexOf(10)) {
-        parts.push(rest.subarray(0, end))
-        rest = rest.subarray(end + 1)
-        const line = Buffer.concat(parts).toString('utf8')
-        parts = []
-        length = 0
-        if (line.trim() === '') continue
-        let message: unknown
-        try {
-          message = JSON.parse(line)
-        } catch {
-          fail(`peer sent a line that is not JSON: ${JSON.stringify(line.slice(0, 80))}`)
-          return
-        }
-        if (!isEnvelope(message)) {
-          fail('peer sent JSON that is no JSON-RPC message')
-          return
-        }
-        callback(message as Message)
+    /**
+     * Hands on one message a turn, which is what the library handles: it would keep a queue without limit. Meanwhile the
+     * stream waits, and with it a peer that floods.
+     */
+    const next = (): void => {
+      if (over || this.#input.destroyed) return
+      const end = rest.indexOf(10)
+      if (end === -1) {
+        parts.push(rest)
+        length += rest.length
+        rest = Buffer.alloc(0)
+        if (length > MAX_MESSAGE) fail(`peer sent a message over ${MAX_MESSAGE} bytes`)
+        else this.#input.resume()
+        return
       }
-      parts.push(rest)
-      length += rest.length
-      if (length > MAX_MESSAGE) fail(`peer sent a message over ${MAX_MESSAGE} bytes`)
+      const line = Buffer.concat([...parts, rest.subarray(0, end)]).toString('utf8')
+      rest = rest.subarray(end + 1)
+      parts = []
+      length = 0
+      const message = line.trim() === '' ? undefined : parseMessage(line)
+      if (typeof message === 'string') {
+        fail(message)
+        return
+      }
+      if (message) callback(message)
+      if (rest.length > 0) setImmediate(next)
+      else this.#input.resume()
+    }
+    const onData = (chunk: Buffer): void => {
+      this.#input.pause()
+      rest = chunk
+      next()
     }
     const onClose = (): void => this.fireClose()
     this.#input.on('data', onData)
@@ -91,9 +100,23 @@ class LineReader extends AbstractMessageReader {
     this.#input.on('end', onClose)
     this.#input.on('error', error => this.fireError(error))
     return {
-      dispose: () => this.#input.off('data', onData).off('close', onClose).off('end', onClose),
+      dispose: () => {
+        over = true
+        this.#input.off('data', onData).off('close', onClose).off('end', onClose)
+      },
     }
   }
+}
+
+/** @returns what is wrong with the line, as a sentence, when it is no message */
+function parseMessage(line: string): Message | string {
+  let message: unknown
+  try {
+    message = JSON.parse(line)
+  } catch {
+    return `peer sent a line that is not JSON: ${JSON.stringify(line.slice(0, 80))}`
+  }
+  return isEnvelope(message) ? (message as Message) : 'peer sent JSON that is no JSON-RPC message'
 }
 
 class LineWriter extends AbstractMessageWriter {

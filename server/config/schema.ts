@@ -116,7 +116,19 @@ const layer = z.strictObject(policy)
 
 export const sourceSchema = z.strictObject({
   listen: z
-    .strictObject({ unix: absolutePath.optional(), tcp: tcp.optional(), tls: tls.optional() })
+    .strictObject({
+      unix: absolutePath.optional(),
+      tcp: tcp.optional(),
+      tls: tls.optional(),
+      gate: z
+        .strictObject({
+          group: z
+            .string()
+            .regex(/^[a-z_][a-z0-9_-]{0,31}$/, 'not a group name')
+            .describe('Members may run clone-server gate for authorized clients, without root'),
+        })
+        .optional(),
+    })
     .default({})
     .describe('Where NBD clients connect; a unix socket only, unless tcp or tls is given'),
   runDir: absolutePath.default('/run/nbd-clone'),
@@ -234,6 +246,8 @@ export function mergePolicy(config: SourceConfig, domain: string): MergePolicy {
 
 export interface Paths {
   readonly serveSocket: string
+  /** For gates that do not run as root; there only with `listen.gate`. */
+  readonly gateSocket: string
   readonly serveLock: string
   readonly nbdSocket: string
   readonly connections: string
@@ -250,6 +264,7 @@ export interface Paths {
 export function sourcePaths(config: SourceConfig, file: string): Paths {
   return {
     serveSocket: `${config.runDir}/serve.sock`,
+    gateSocket: `${config.runDir}/gate/gate.sock`,
     serveLock: `${config.stateDir}/serve.lock`,
     nbdSocket: config.listen.unix ?? `${config.runDir}/nbd.sock`,
     connections: `${config.runDir}/connections`,

@@ -3,11 +3,12 @@
 import { once } from 'node:events'
 import type { Socket } from 'node:net'
 import type { Readable, Writable } from 'node:stream'
+import { Failure } from '../../shared/failures.ts'
 import { connectToServe, openServeLink } from '../serve/client.ts'
 import { MAX_TAKE } from '../serve/words.ts'
 
 export interface Relay extends AsyncDisposable {
-  /** Connected to an nbd-server of its own, which speaks first; nothing of it was read. Destroyed when serve ends the relay. */
+  /** Connected to an nbd-server of its own, which speaks first; nothing of it was read, nor flows yet. Destroyed when serve ends the relay. */
   readonly socket: Socket
   /** Resolves when so many bytes more may go to the client; at once when it is not limited. */
   take(bytes: number): Promise<void>
@@ -28,7 +29,7 @@ export async function openRelay(
     const asked = exportName === undefined ? {} : { export: exportName }
     const { ticket, limited } = await link.ask('relay.admit', asked)
     const socket = await connectToServe(serveSocket, { role: 'nbd', ticket })
-    socket.pause().on('error', () => socket.destroy())
+    socket.on('error', () => socket.destroy())
     const end = (): void => void socket.destroy()
     if (link.lost.aborted) end()
     link.lost.addEventListener('abort', end, { once: true })
@@ -86,10 +87,15 @@ async function carry(relay: Relay, input: Readable, output: Writable): Promise<v
     listens = true
   }
   if (socket.bytesRead > 0) listen()
-  for await (const chunk of socket as AsyncIterable<Buffer>) {
-    listen()
-    await relay.take(chunk.length)
-    if (!output.write(chunk)) await once(output, 'drain')
+  try {
+    for await (const chunk of socket as AsyncIterable<Buffer>) {
+      listen()
+      await relay.take(chunk.length)
+      if (!output.write(chunk)) await once(output, 'drain')
+    }
+  } catch (error) {
+    // However the socket ended, the stream is over; only what serve says is worth telling.
+    if (error instanceof Failure) throw error
   }
   if (output.writableLength > 0) await once(output, 'drain')
 }

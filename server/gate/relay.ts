@@ -1,19 +1,19 @@
 // clone-server gate: a thin relay between a client's stdio and serve's socket, with the client's name in front.
 
 import type { Readable, Writable } from 'node:stream'
-import { checkName } from '../../shared/names.ts'
 import { connectToServe } from '../serve/client.ts'
 
 /** Relays until either side ends. @throws Failure SOURCE_UNREACHABLE */
 export async function relayGate(
   socketPath: string,
-  client: string,
+  who: { readonly client: string; readonly peer: string | undefined },
   input: Readable,
   output: Writable,
 ): Promise<void> {
   const socket = await connectToServe(socketPath, {
     role: 'gate',
-    client: checkName('client', client),
+    client: who.client,
+    ...(who.peer === undefined ? {} : { peer: who.peer }),
   })
   await new Promise<void>(resolve => {
     const end = (): void => {

@@ -1,35 +1,54 @@
 // Talking to serve: what hook, gate, status, session and recover do. None of them decides anything.
 
+import { once } from 'node:events'
 import { connect, type Socket } from 'node:net'
+import { setTimeout as delay } from 'node:timers/promises'
 import { Failure, toFailure } from '../../shared/failures.ts'
 import { responseToFailure, rpcConnection } from '../../shared/rpc.ts'
 import { WORDS, type Method, type Params, type Result, type Role, type RpcRole } from './words.ts'
 
+/** A socket that more want to reach at once than its queue holds says EAGAIN; serve empties the queue in no time. */
+const BUSY_MS = 60_000
+const BUSY_AGAIN_MS = { first: 20, most: 500 }
+
 /** Connects to serve's socket and says the role. @throws Failure SOURCE_UNREACHABLE when serve does not run */
 export async function connectToServe(socketPath: string, role: Role): Promise<Socket> {
-  const socket = connect(socketPath)
-  await new Promise<void>((resolve, reject) => {
-    socket.once('connect', resolve)
-    socket.once('error', (error: NodeJS.ErrnoException) => {
-      const missing = error.code === 'ENOENT' || error.code === 'ECONNREFUSED'
-      const message = missing
+  const end = Date.now() + BUSY_MS
+  for (let wait = BUSY_AGAIN_MS.first; ; wait = Math.min(wait * 2, BUSY_AGAIN_MS.most)) {
+    try {
+      const socket = await connected(socketPath)
+      socket.write(`${JSON.stringify(role)}\n`)
+      return socket
+    } catch (error) {
+      const { code, message } = error as NodeJS.ErrnoException
+      if (code === 'EAGAIN' && Date.now() < end) {
+        await delay(wait * (0.5 + Math.random()))
+        continue
+      }
+      const missing = code === 'ENOENT' || code === 'ECONNREFUSED'
+      const what = missing
         ? `clone-server serve is not running on this host (nothing listens on ${socketPath})`
-        : `cannot reach clone-server serve on ${socketPath}: ${error.code ?? error.message}`
-      reject(
-        new Failure('SOURCE_UNREACHABLE', message, {
-          cause: error,
-          remedy:
-            'systemctl start clone-server; without the unit, in a terminal that stays: clone-server serve',
-        }),
-      )
-    })
-  })
-  socket.write(`${JSON.stringify(role)}\n`)
+        : `cannot reach clone-server serve on ${socketPath}: ${code ?? message}`
+      throw new Failure('SOURCE_UNREACHABLE', what, {
+        cause: error,
+        remedy:
+          'systemctl start clone-server; without the unit, in a terminal that stays: clone-server serve',
+      })
+    }
+  }
+}
+
+async function connected(socketPath: string): Promise<Socket> {
+  const socket = connect(socketPath)
+  await once(socket, 'connect')
   return socket
 }
 
 /** Milliseconds, for what serve answers at once or not at all; every other word may have to wait for a merge. */
-const ANSWER_MS: { readonly [M in Method]?: number } = { 'operator.status': 10_000 }
+const ANSWER_MS: { readonly [M in Method]?: number } = {
+  'operator.status': 10_000,
+  'operator.endClient': 10_000,
+}
 
 export interface ServeLink extends Disposable {
   /** Says one word and returns its answer. @throws Failure as serve gave it, or SOURCE_UNREACHABLE */

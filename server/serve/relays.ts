@@ -12,11 +12,10 @@ import { isAlive, overFailure } from '../session/lease.ts'
 import type { Connections, Guest } from './connections.ts'
 import type { Domains } from './domains.ts'
 import { handle } from './handle.ts'
-import type { Visits } from './visits.ts'
 
 export interface Relays {
-  /** Answers one relay. @param end ends its connection */
-  attach(connection: MessageConnection, visitor: Visitor, end: () => void): void
+  /** Answers one relay. */
+  attach(connection: MessageConnection, visitor: Visitor): void
   /** Serves the NBD connection of a ticket; destroys it when the ticket is not good (any more). */
   claim(ticket: string, socket: Socket): void
 }
@@ -24,12 +23,7 @@ export interface Relays {
 /** A ticket that is not used by then is not good any more. */
 const TICKET_MS = 10_000
 
-export function createRelays(
-  log: Log,
-  domains: Domains,
-  connections: Connections,
-  visits: Visits,
-): Relays {
+export function createRelays(log: Log, domains: Domains, connections: Connections): Relays {
   /** What to do with the socket that comes with a ticket. */
   const tickets = new Map<string, (socket: Socket) => void>()
 
@@ -62,32 +56,21 @@ export function createRelays(
   }
 
   return {
-    attach(connection, visitor, end) {
+    attach(connection, visitor) {
       const { client, peer = 'unix' } = visitor
       const own = log.child({ client, peer })
       let ticket: string | undefined
       let server: NbdServer | undefined
       let gone = false
-      const leave = enter()
       connection.onClose(() => {
         gone = true
-        if (typeof leave === 'function') leave()
         if (ticket !== undefined) tickets.delete(ticket)
         // A stream whose relay has gone is nobody's any more, also if its nbd-server has not noticed.
         server?.kill().catch((error: unknown) => own.error({ error }, 'could not be ended'))
       })
 
-      function enter(): Failure | (() => void) {
-        try {
-          return visits.enter(client, 'relay', end)
-        } catch (error) {
-          return toFailure(error)
-        }
-      }
-
       /** @throws Failure SOURCE_REFUSED with the reason why not */
       async function admit(asked: string | undefined): Promise<Guest> {
-        if (leave instanceof Failure) throw leave
         if (ticket !== undefined)
           throw new Failure('SOURCE_REFUSED', 'this relay has had its ticket: one for each stream')
         ticket = randomBytes(16).toString('hex')

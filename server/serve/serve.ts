@@ -1,26 +1,23 @@
 // clone-server serve: the one owner of sessions, journals, virsh and every nbd-server on this source.
 
 import { randomUUID } from 'node:crypto'
-import { chmod, lstat, mkdir, readFile, rm } from 'node:fs/promises'
-import type { Server, Socket } from 'node:net'
+import { mkdir, readFile, rm } from 'node:fs/promises'
 import { setTimeout as delay } from 'node:timers/promises'
-import type { MessageConnection } from 'vscode-jsonrpc/node.js'
 import { Cleanup } from '../../shared/cleanup.ts'
 import { Failure, toFailure } from '../../shared/failures.ts'
 import { writeDurably } from '../../shared/host/durable.ts'
 import { tryLock } from '../../shared/host/lock.ts'
 import type { Paths } from '../config/schema.ts'
-import { serveGate } from '../gate/methods.ts'
-import { createVisitor } from '../clients/visitor.ts'
 import type { Source } from '../source.ts'
 import { listenTls } from '../tls/listener.ts'
+import { attachRoles } from './attach.ts'
 import { createConnections } from './connections.ts'
 import { createDomains, type Domains } from './domains.ts'
-import { handle } from './handle.ts'
+import { listen } from './listen.ts'
+import { listenForGates } from './gate-socket.ts'
 import { createNotify } from './notify.ts'
-import { operatorHandlers } from './operator.ts'
 import { createRelays } from './relays.ts'
-import { controlServer } from './socket.ts'
+import { controlServer, GATE_ROLES, ROLES } from './socket.ts'
 import { readActivities, summarise } from './summary.ts'
 import { createVisits } from './visits.ts'
 
@@ -55,26 +52,20 @@ export async function serve(source: Source, signal: AbortSignal, ready: () => vo
   const connections = createConnections(source, domains)
   cleanup.defer(() => connections.closeAll())
 
-  const relays = createRelays(log, domains, connections, createVisits())
+  const relays = createRelays(log, domains, connections)
+  const visits = createVisits()
+  const serving = { source, domains, connections, relays, visits, hostId }
 
   // Hooks and operators can talk to us before NBD clients can, so that recovery can be watched.
-  const control = controlServer(log, new Set(['gate', 'relay', 'nbd', 'hook', 'operator']), {
-    rpc(role, connection, end) {
-      if (role.role === 'gate' || role.role === 'relay') {
-        const visitor = createVisitor(paths.clients, role, true)
-        if (role.role === 'relay') relays.attach(connection, visitor, end)
-        else serveGate(connection, visitor, source, domains, hostId)
-      } else if (role.role === 'operator') handle(connection, operatorHandlers(source, domains))
-      else
-        handle(connection, {
-          'hook.begin': async params => (await connections.begin(params, closed(connection)), {}),
-          'hook.end': async params => (await connections.end(params), {}),
-          'hook.start': async start => ({ ended: await source.starts.heard(start) }),
-        })
-    },
-    nbd: (ticket, socket) => relays.claim(ticket, socket),
-  })
+  const control = controlServer(log, ROLES, attachRoles(serving, true))
   await listen(control, paths.serveSocket, cleanup)
+  if (config.listen.gate)
+    await listenForGates(
+      controlServer(log, GATE_ROLES, attachRoles(serving, false)),
+      paths.gateSocket,
+      config.listen.gate.group,
+      cleanup,
+    )
   // A domain that cannot be recovered must not keep the others from being served: each begin recovers its own first.
   void domains.recoverAll(false)
   cleanup.defer(() => stopAll(domains))
@@ -121,13 +112,6 @@ async function stopAll(domains: Domains): Promise<void> {
   for (const one of stopped) if (one.status === 'rejected') throw toFailure(one.reason)
 }
 
-/** Aborts when the connection closes. */
-function closed(connection: MessageConnection): AbortSignal {
-  const controller = new AbortController()
-  connection.onClose(() => controller.abort())
-  return controller.signal
-}
-
 async function makeDirectories(paths: Paths): Promise<void> {
   for (const directory of [paths.connections, paths.exports, paths.journals])
     await mkdir(directory, { recursive: true, mode: 0o700 }).catch((error: unknown) => {
@@ -150,46 +134,4 @@ async function readHostId(file: string): Promise<string> {
   const made = randomUUID()
   await writeDurably(file, `${made}\n`)
   return made
-}
-
-async function removeSocket(path: string): Promise<void> {
-  const found = await lstat(path).catch(() => undefined)
-  if (found && !found.isSocket())
-    throw new Failure('USAGE', `cannot listen on ${path}: it is there and is no socket`)
-  await rm(path, { force: true })
-}
-
-async function listen(
-  server: Server,
-  address: string | { host: string; port: number },
-  cleanup: Cleanup,
-): Promise<void> {
-  const path = typeof address === 'string' ? address : undefined
-  // The lock says that no other serve lives, so a socket file that is there was left by a killed one.
-  if (path !== undefined) await removeSocket(path)
-  await new Promise<void>((resolve, reject) => {
-    server.once('error', (error: NodeJS.ErrnoException) => {
-      const where = typeof address === 'string' ? address : `${address.host}:${address.port}`
-      reject(
-        new Failure('USAGE', `cannot listen on ${where}: ${error.code ?? error.message}`, {
-          cause: error,
-        }),
-      )
-    })
-    server.listen(
-      typeof address === 'string' ? { path: address } : { host: address.host, port: address.port },
-      resolve,
-    )
-  })
-  if (path !== undefined) await chmod(path, 0o600)
-  const open = new Set<Socket>()
-  server.on('connection', (socket: Socket) => {
-    open.add(socket)
-    socket.once('close', () => open.delete(socket))
-  })
-  cleanup.defer(async () => {
-    const closed = new Promise<void>(resolve => server.close(() => resolve()))
-    for (const socket of open) socket.destroy()
-    await closed
-  })
 }

@@ -6,8 +6,21 @@ import { rpcConnection } from '../../shared/rpc.ts'
 import type { MessageConnection } from 'vscode-jsonrpc/node.js'
 import { roleLine, type Role, type RpcRole } from './words.ts'
 
+export const ROLES: ReadonlySet<Role['role']> = new Set([
+  'gate',
+  'relay',
+  'nbd',
+  'hook',
+  'operator',
+])
+
+/** What the gate command says. */
+export const GATE_ROLES: ReadonlySet<Role['role']> = new Set(['gate', 'relay', 'nbd'])
+
 const ROLE_BYTES = 1024
 const ROLE_MS = 5000
+/** What was said last has so long to go out. */
+const LAST_WORDS_MS = 1000
 
 export interface Attach {
   /** Registers the handlers for a role. @param end ends the connection */
@@ -32,7 +45,10 @@ export function controlServer(log: Log, roles: ReadonlySet<Role['role']>, attach
           connection.dispose()
           socket.destroy()
         })
-        attach.rpc(role, connection, () => socket.destroy())
+        attach.rpc(role, connection, () => {
+          socket.destroySoon()
+          setTimeout(() => socket.destroy(), LAST_WORDS_MS).unref()
+        })
         connection.listen()
         socket.resume()
       },

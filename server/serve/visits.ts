@@ -7,9 +7,9 @@ import { LOCAL } from '../clients/rights.ts'
 export interface Visits {
   /**
    * Counts a connection of a client in. @param end ends the connection
-   * @returns a function that counts it out. @throws Failure SOURCE_REFUSED when the client has too many
+   * @returns a function that counts it out; SOURCE_REFUSED when the client has too many
    */
-  enter(client: string, kind: Kind, end: () => void): () => void
+  enter(client: string, kind: Kind, end: () => void): (() => void) | Failure
   /** Ends all connections of a client. @returns how many */
   endAll(client: string): number
 }
@@ -30,7 +30,7 @@ export function createVisits(): Visits {
       const own = visits.get(client) ?? new Set<Visit>()
       const open = [...own].filter(one => one.kind === kind).length
       if (client !== LOCAL && open >= MOST[kind])
-        throw new Failure('SOURCE_REFUSED', `client ${client} has ${open} ${kind}s open already`, {
+        return new Failure('SOURCE_REFUSED', `client ${client} has ${open} ${kind}s open already`, {
           remedy: 'end some of its pulls, or wait for them',
         })
       const visit = { kind, end }

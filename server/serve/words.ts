@@ -157,6 +157,11 @@ export const OPERATOR = {
       disks: z.array(diskOutcome),
     }),
   },
+  /** A client that was revoked: its leases, gates and NBD connections end at once. */
+  'operator.endClient': {
+    params: z.object({ client: name }),
+    result: z.object({ leases: z.number(), connections: z.number() }),
+  },
   'operator.recover': {
     params: z.object({ domain: name, mergeOverlays: z.array(name).max(100).optional() }),
     result: z.object({ result: z.enum(['nothing to do', 'recovered', 'in session']) }),

@@ -5,7 +5,8 @@ import { domainSettings } from '../config/schema.ts'
 import { createHasher } from '../digest/hasher.ts'
 import type { Source } from '../source.ts'
 import { begin } from './begin.ts'
-import { createLease, isAlive, lapseOf, type Lease, overFailure, type Refusal } from './lease.ts'
+import { checkCount, createLease, isAlive, isForgotten, lapseOf, overFailure } from './lease.ts'
+import type { Lease, Refusal } from './lease.ts'
 import { makeLink, removeLink } from './links.ts'
 import { endOff } from './off.ts'
 import { createQueue, repeatInTime } from './queue.ts'
@@ -35,6 +36,8 @@ export interface DomainSessions {
   release(lease: Lease): Promise<string>
   /** Ends a lease that came to nothing before it had a session. */
   abandon(lease: Lease): void
+  /** Ends all leases of a client of the gate. @returns how many */
+  endLeases(client: string, reason: Failure): number
   /** Settles what an earlier run left. Never while a session is on. */
   recover(mergeOverlays?: readonly string[]): Promise<'nothing to do' | 'recovered' | 'in session'>
   /** Lets nobody in any more, ends what is on and returns when it is merged. @throws Failure when it is not */
@@ -42,10 +45,6 @@ export interface DomainSessions {
   /** Called every second: lapses leases, lets gone connections go, ends sessions over their limits. */
   tick(): void
 }
-
-const AGE_OF_MEMORY_MS = 3600_000
-/** More than a client with retries needs, few enough that a mad one costs nothing. */
-const LEASES_PER_CLIENT = 8
 
 export function createDomainSessions(source: Source, domain: string): DomainSessions {
   const { log } = source
@@ -86,6 +85,9 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
       ? "another client's session is on"
       : 'its last session is being merged'
   }
+
+  const livingOf = (client: string): Lease[] =>
+    [...leases.values()].filter(one => one.kind === 'gate' && one.client === client && isAlive(one))
 
   function bind(lease: Lease, session: Session): void {
     lease.session = session
@@ -131,10 +133,9 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
     }
   }
 
-  /** Removes the link of a member that has left; the classic daemon's connections share one. */
+  /** The classic daemon's connections share one link. */
   async function dropLink(session: Session, { link }: Member): Promise<void> {
-    const shared = [...session.members.values()].some(other => other.link === link)
-    if (!shared) await removeLink(link)
+    if (![...session.members.values()].some(other => other.link === link)) await removeLink(link)
   }
 
   /** Ends a session that nobody holds any more; at once no one can join it. */
@@ -205,9 +206,7 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
       log.warn({ domain, client: lease.client, reason: lapse.message }, 'lease ended')
       endLease(lease, 'ended', lapse)
     }
-    const settled = lease.session?.state !== 'frozen' && lease.session?.state !== 'merging'
-    if (!isAlive(lease) && settled && now - lease.renewedAt > AGE_OF_MEMORY_MS)
-      leases.delete(lease.token)
+    if (isForgotten(lease, now)) leases.delete(lease.token)
   }
 
   const sessions: DomainSessions = {
@@ -218,12 +217,7 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
     leases: () => [...leases.values()],
     open(client) {
       if (stopping) throw stopping
-      const living = [...leases.values()].filter(lease => lease.client === client && isAlive(lease))
-      if (living.length >= LEASES_PER_CLIENT)
-        throw new Failure(
-          'SOURCE_REFUSED',
-          `client ${client} has ${living.length} sessions of ${domain} open already`,
-        )
+      checkCount(client, domain, livingOf(client).length)
       const lease = createLease(domain, client, 'gate')
       leases.set(lease.token, lease)
       const joined = current !== undefined && isJoinable(current)
@@ -266,6 +260,11 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
     },
     abandon(lease) {
       if (!lease.session) endLease(lease, 'released')
+    },
+    endLeases(client, reason) {
+      const own = livingOf(client)
+      for (const lease of own) endLease(lease, 'ended', reason)
+      return own.length
     },
     recover: (mergeOverlays = []) =>
       exclusive(async () => {

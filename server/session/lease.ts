@@ -11,6 +11,9 @@ const LEASE_LAPSE_MS = 30_000
 /** Without any connection a living lease keeps its session so long. */
 const LEASE_IDLE_MS = 60_000
 
+/** More than a client with retries needs, few enough that a mad one costs nothing. */
+const LEASES_PER_CLIENT = 8
+
 export type Refusal = Outcome['refusals'][number]
 
 export interface Lease {
@@ -58,6 +61,15 @@ export function isAlive(lease: Lease): boolean {
   return lease.state === 'reserved' || lease.state === 'live'
 }
 
+/** How long what became of a lease is known. */
+const AGE_OF_MEMORY_MS = 3600_000
+
+/** Whether nobody can want to know any more what became of a lease. @param now milliseconds since the epoch */
+export function isForgotten(lease: Lease, now: number): boolean {
+  const settled = lease.session?.state !== 'frozen' && lease.session?.state !== 'merging'
+  return !isAlive(lease) && settled && now - lease.renewedAt > AGE_OF_MEMORY_MS
+}
+
 /** What a client hears whose lease is over, or was never there. */
 export function overFailure(lease: Lease | undefined): Failure {
   const why = lease?.reason ? `: ${lease.reason.message}` : ''
@@ -81,4 +93,13 @@ export function lapseOf(lease: Lease, now: number): Failure | undefined {
   if (lease.session && now - lease.idleSince > LEASE_IDLE_MS)
     return lapse('it had no connection for 60 s')
   return undefined
+}
+
+/** @param living leases of this domain that the client has. @throws Failure SOURCE_REFUSED when it may not have one more */
+export function checkCount(client: string, domain: string, living: number): void {
+  if (living >= LEASES_PER_CLIENT)
+    throw new Failure(
+      'SOURCE_REFUSED',
+      `client ${client} has ${living} sessions of ${domain} open already`,
+    )
 }

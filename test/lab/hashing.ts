@@ -19,7 +19,7 @@ export interface HashingClient extends AsyncDisposable {
 
 /** Opens a session of mydomain and returns when it is frozen. */
 export async function startHashingClient(lab: Lab, serve: Serve): Promise<HashingClient> {
-  const gate = lab.spawn('source', ['clone-server', 'gate', '--client', 'hashing'])
+  const gate = lab.spawn('source', ['clone-server', 'gate'])
   const rpc = rpcConnection(gate.stdout, gate.stdin)
   // A gate that is gone is what some tests are about.
   rpc.onError(() => undefined)

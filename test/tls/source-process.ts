@@ -5,12 +5,11 @@ import { mkdirSync } from 'node:fs'
 import { createServer, type AddressInfo } from 'node:net'
 import { pino } from 'pino'
 import { readSourceConfig } from '../../server/config/schema.ts'
-import { createVisitor } from '../../server/clients/visitor.ts'
+import { attachRoles } from '../../server/serve/attach.ts'
 import { createConnections } from '../../server/serve/connections.ts'
 import type { Domains } from '../../server/serve/domains.ts'
-import { handle } from '../../server/serve/handle.ts'
 import { createRelays } from '../../server/serve/relays.ts'
-import { controlServer } from '../../server/serve/socket.ts'
+import { controlServer, ROLES } from '../../server/serve/socket.ts'
 import { createVisits } from '../../server/serve/visits.ts'
 import { createLease, type Lease } from '../../server/session/lease.ts'
 import { makeLink } from '../../server/session/links.ts'
@@ -51,25 +50,9 @@ const domains = {
 } as unknown as Domains
 
 const connections = createConnections(source, domains)
-const relays = createRelays(log, domains, connections, createVisits())
-const control = controlServer(log, new Set(['relay', 'nbd', 'hook']), {
-  rpc(role, connection, end) {
-    if (role.role === 'relay')
-      relays.attach(connection, createVisitor(paths.clients, role, true), end)
-    else
-      handle(connection, {
-        'hook.begin': async params => {
-          await connections.begin(params, new AbortController().signal)
-          return {}
-        },
-        'hook.end': async params => {
-          await connections.end(params)
-          return {}
-        },
-      })
-  },
-  nbd: (ticket, socket) => relays.claim(ticket, socket),
-})
+const relays = createRelays(log, domains, connections)
+const serving = { source, domains, connections, relays, visits: createVisits(), hostId: 'test' }
+const control = controlServer(log, ROLES, attachRoles(serving, true))
 await new Promise<void>(resolve => control.listen(paths.serveSocket, resolve))
 
 if (!paths.tls) throw new Error('no listen.tls')
