@@ -138,6 +138,15 @@ t.test('the TLS listener', { skip: requires('nbd-server', 'setpriv') }, async t 
     })
   })
 
+  t.test('a client with rights to nothing that is there is told so', async t => {
+    const idle = tlsOf(await source.issue('idle'))
+    source.authorize('idle', ['mail'])
+    t.match(await rejection(open(source, idle)), {
+      code: 'SOURCE_REFUSED',
+      message: /nothing that it may have is exported/,
+    })
+  })
+
   t.test('a revoked client is told so from its next connection on', async t => {
     const gone = [tlsOf(await source.issue('gone')), tlsOf(await source.issue('gone'))] as const
     source.authorize('gone', ['web'])

@@ -73,10 +73,11 @@ async function admit(
   const relay = await openRelay(serveSocket, { client, peer })
   try {
     await takeOver(relay, flags)
-  } catch (error) {
+  } catch (cause) {
     await relay[Symbol.asyncDispose]()
-    tell({ kind: 'refused', client, reason: toFailure(error).message })
-    throw error
+    const reason = `no nbd-server serves ${client}: nothing that it may have is exported, or there are too many connections`
+    tell({ kind: 'refused', client, reason })
+    throw new Failure('SOURCE_REFUSED', reason, { cause })
   }
   tell({ kind: 'admitted', client })
   return relay
