@@ -42,6 +42,8 @@ async function openSource(args: Globals): Promise<Source> {
   )
 }
 
+const tls = (): Promise<typeof import('./commands/tls.ts')> => import('./commands/tls.ts')
+
 /** Aborts on the first SIGINT or SIGTERM: serve then merges before it goes. */
 function stopSignal(): AbortSignal {
   const controller = new AbortController()
@@ -207,6 +209,26 @@ const actions: Actions = {
     const { serveSocket } = sourcePaths(readSourceConfig(args.config), args.config)
     const script = startHookScript(serveSocket)
     print(args, 'config libvirt-hook', { file: START_HOOK, script }, script.trimEnd())
+  },
+  async tlsInit(args) {
+    const { json, text } = await (await tls()).tlsInit(args)
+    print(args, 'tls init', json, text)
+  },
+  async tlsRenew(args) {
+    const { json, text } = await (await tls()).tlsRenew(args)
+    print(args, 'tls renew', json, text)
+  },
+  async tlsIssue(args) {
+    const { json, text } = await (await tls()).tlsIssue(args)
+    print(args, 'tls issue', json, text)
+  },
+  async tlsRevoke(args) {
+    const { json, text } = await (await tls()).tlsRevoke(args)
+    print(args, 'tls revoke', json, text)
+  },
+  async tlsList(args) {
+    const { json, text } = await (await tls()).tlsList(args)
+    print(args, 'tls list', json, text)
   },
   async configSchema() {
     const { sourceJsonSchema } = await import('./commands/config.ts')

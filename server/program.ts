@@ -5,12 +5,13 @@ import { exitStatusHelp, usageFailure } from '../shared/help.ts'
 import { LOG_LEVELS, type LogLevel } from '../shared/log-level.ts'
 import { VERSION } from '../shared/version.ts'
 import { clientCommands, type ClientActions } from './program-clients.ts'
+import { tlsCommands, type TlsActions } from './program-tls.ts'
 
 export const DEFAULT_CONFIG = '/etc/nbd-clone/source.yaml'
 const DEFAULT_LEVEL: LogLevel = 'info'
 
 /** What each command does; cli.ts supplies it, tests of the help need none. */
-export interface Actions extends ClientActions {
+export interface Actions extends ClientActions, TlsActions {
   readonly serve: (args: Globals) => Promise<void>
   readonly gate: (args: Globals & { client: string | undefined }) => Promise<void>
   readonly hook: (args: HookArguments) => Promise<void>
@@ -191,6 +192,12 @@ export function program(argv: readonly string[], actions: Actions): Argv {
           )
           .demandCommand(1, 'hook needs begin, end or start')
           .strict(),
+      () => undefined,
+    )
+    .command(
+      'tls',
+      'certificates for listen.tls',
+      one => tlsCommands(one, actions),
       () => undefined,
     )
     .completion('completion', 'print a completion script for the shell')

@@ -60,9 +60,24 @@ const MISTAKES: [what: string, text: string, says: RegExp][] = [
     /ssh\.hostKey: must be a fingerprint as ssh-keygen -l prints it/,
   ],
   [
-    'transport tls',
+    'transport tls without certificates',
     'sources: { a: { transport: tls, host: b } }\n',
-    /transport tls is not in this version/,
+    /transport tls needs tls: \{ ca, cert, key \}/,
+  ],
+  [
+    'transport tls without host',
+    'sources: { a: { transport: tls, tls: { ca: /ca, cert: /cert, key: /key } } }\n',
+    /transport tls needs host/,
+  ],
+  [
+    'certificates for a transport that does not use them',
+    'sources: { a: { transport: unix, tls: { ca: /ca, cert: /cert, key: /key } } }\n',
+    /tls is for transport tls, and this is unix/,
+  ],
+  [
+    'a certificate at a relative path',
+    'sources: { a: { transport: tls, host: b, tls: { ca: ca.pem, cert: /cert, key: /key } } }\n',
+    /tls\.ca: must be an absolute path/,
   ],
   ['tcp without host', 'sources: { a: { transport: tcp } }\n', /transport tcp needs host/],
   [

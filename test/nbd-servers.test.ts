@@ -293,8 +293,8 @@ t.test('TLS', { skip: requires('nbdkit', 'openssl') }, t => {
       { servername: 'localhost' },
     ])
       t.match(await rejection(connectNbd({ path }, { ...plain, tls })), {
-        fault: 'TLS',
-        code: 'TRANSFER',
+        fault: 'UNTRUSTED',
+        code: 'UNSAFE',
       })
   })
 

@@ -12,6 +12,7 @@ import {
   domainSettings,
   effectiveSettings,
   formatSetting,
+  sourcePaths,
   sourceSchema,
 } from '../server/config/schema.ts'
 import { statusTable } from '../server/commands/status.ts'
@@ -58,6 +59,11 @@ t.test('what is wrong in source.yaml is told with file, line, key and reason', a
       'listen: { tcp: { host: 0.0.0.0 } }',
       /listen.tcp: NBD over plain TCP is neither encrypted nor authenticated/,
     ],
+    [
+      'listen: { tls: { host: 0.0.0.0, cert: /c.pem } }',
+      /listen.tls: your own certificates are ca, cert and key together/,
+    ],
+    ['listen: { tls: { host: 0.0.0.0, crl: /c.pem } }', /listen.tls: your own certificates are/],
     ['defaults: { overlay: { max: 120% } }', /defaults.overlay.max: a share is a percentage/],
     ['defaults: { overlay: { reserve: -1% } }', /a share is a percentage from 0% to 100%, or a/],
     ['defaults: { session: { floor: 64KB } }', /defaults.session.floor: a size is a number/],
@@ -71,6 +77,25 @@ t.test('what is wrong in source.yaml is told with file, line, key and reason', a
     { port: 10809 },
   )
 })
+
+t.test(
+  'certificates are those beside the configuration, or your own, with your list or none',
+  async t => {
+    const of = (tls: string) =>
+      sourcePaths(
+        parseConfig('source.yaml', `listen: { tls: { host: '::', ${tls} } }`, sourceSchema),
+        '/etc/nbd-clone/source.yaml',
+      ).tls
+    t.strictSame(of(''), {
+      ca: '/etc/nbd-clone/tls/ca-cert.pem',
+      cert: '/etc/nbd-clone/tls/server-cert.pem',
+      key: '/etc/nbd-clone/tls/server-key.pem',
+      crl: '/etc/nbd-clone/tls/ca-crl.pem',
+    })
+    const own = { ca: '/a.pem', cert: '/c.pem', key: '/k.pem' }
+    t.strictSame(of('ca: /a.pem, cert: /c.pem, key: /k.pem'), { ...own, crl: undefined })
+  },
+)
 
 t.test('effective settings come from the nearest layer and remember it', async t => {
   const config = parseConfig(

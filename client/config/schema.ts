@@ -42,6 +42,13 @@ function gateOf(source: {
   return source.gate ?? (source.transport === 'unix' ? 'local' : 'ssh')
 }
 
+const tls = z.strictObject({
+  ca: absolutePath.describe("Authority of the source's certificate, PEM"),
+  cert: absolutePath.describe("This standby's certificate, PEM"),
+  key: absolutePath.describe('Its key, PEM, readable by its owner alone'),
+  servername: host.optional().describe("Name in the source's certificate, when it is not host"),
+})
+
 export const LOOPBACK = /^(localhost|127(\.\d{1,3}){3}|::1)$/
 
 const source = z
@@ -54,16 +61,19 @@ const source = z
     gate: z.enum(['local', 'ssh']).optional(),
     gateCommand: z.array(word).min(1).optional(),
     ssh: ssh.optional(),
+    tls: tls.optional(),
   })
   .superRefine((source, context) => {
     const complain = (key: string, message: string): void =>
       context.addIssue({ code: 'custom', path: [key], message })
-    if (source.transport === 'tls')
-      complain('transport', 'transport tls is not in this version; use ssh')
-    if ((source.transport === 'tcp' || source.transport === 'ssh') && source.host === undefined)
+    if (source.transport !== 'unix' && source.host === undefined)
       complain('transport', `transport ${source.transport} needs host`)
     if (source.transport === 'ssh' && source.gate === 'local')
       complain('gate', 'the gate of a source that is reached by ssh is there: leave gate out')
+    if (source.transport === 'tls' && source.tls === undefined)
+      complain('transport', 'transport tls needs tls: { ca, cert, key }')
+    if (source.transport !== 'tls' && source.tls !== undefined)
+      complain('tls', `tls is for transport tls, and this is ${source.transport}`)
     if (
       source.transport === 'tcp' &&
       source.host !== undefined &&

@@ -9,6 +9,7 @@ import type { Carrier } from './carrier.ts'
 import { startChild } from './gate-child.ts'
 import type { NamedSource } from './source.ts'
 import type { SshPool } from './ssh/pool.ts'
+import { tlsOf } from './tls.ts'
 
 /** Disposing closes all connections that it opened. */
 export interface Transport extends AsyncDisposable {
@@ -32,7 +33,9 @@ export function openTransport(source: NamedSource): Transport {
     startGate: async signal =>
       source.gate === 'local' ? startChild(source.gateCommand) : (await ssh()).exec('gate', signal),
     openExport: async options =>
-      bySsh ? openOverSsh(await ssh(), options) : connectNbd(nbdAddress(source), options),
+      bySsh
+        ? openOverSsh(await ssh(), options)
+        : connectNbd(nbdAddress(source), { ...options, tls: await tlsOf(source) }),
     roundTripMs: () => (bySsh ? (pool?.roundTripMs() ?? 0) : 0),
     [Symbol.asyncDispose]: async () => pool?.[Symbol.asyncDispose](),
   }

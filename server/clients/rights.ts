@@ -75,9 +75,14 @@ function isFrom(from: readonly string[], peer: string | undefined): boolean {
   return list.check(plain, isIPv6(plain) ? 'ipv6' : 'ipv4')
 }
 
+/** Whether a name means somebody on this host, so that nobody else may come by it, whatever proves it. */
+export function isReserved(client: string): boolean {
+  return RESERVED.includes(client)
+}
+
 /** The name of a client that can be authorized. @throws Failure USAGE */
 export function checkClient(client: string): string {
-  if (!RESERVED.includes(client)) return checkName('client', client)
+  if (!isReserved(client)) return checkName('client', client)
   throw new Failure('USAGE', `no client can be named ${client}: it means somebody on this host`)
 }
 
@@ -94,7 +99,7 @@ export async function readRights(directory: string, client: string): Promise<Rig
   const missing = new Failure('SOURCE_REFUSED', `client ${client} is not authorized here`, {
     remedy: `on the source run: clone-server authorize KEY --client ${client} --domains ...`,
   })
-  if (RESERVED.includes(client)) throw missing
+  if (isReserved(client)) throw missing
   const file = rightsFile(directory, client)
   try {
     return parseConfig(file, await readFile(file, 'utf8'), rightsSchema)

@@ -14,6 +14,7 @@ import {
   type Share,
 } from '../../shared/quantities.ts'
 import type { MergePolicy } from '../session/ladder.ts'
+import { tlsFolder, type TlsFiles } from '../tls/paths.ts'
 
 const name = z.string().refine(isName, NAME_RULE)
 const absolutePath = z
@@ -39,6 +40,24 @@ const tcp = z
     message:
       'NBD over plain TCP is neither encrypted nor authenticated: say insecure: true to listen off loopback',
   })
+
+const tls = z
+  .strictObject({
+    host: z.string().min(1).describe('Address to listen on'),
+    port: z.number().int().min(1).max(65535).default(10809),
+    ca: absolutePath
+      .optional()
+      .describe('Authority of the clients; tls/ca-cert.pem beside this file without it'),
+    cert: absolutePath.optional().describe("The server's certificate; tls/server-cert.pem"),
+    key: absolutePath.optional().describe("The server's key; tls/server-key.pem"),
+    crl: absolutePath
+      .optional()
+      .describe('Revoked certificates; tls/ca-crl.pem, or none when you bring your own authority'),
+  })
+  .refine(({ ca, cert, key, crl }) => {
+    const own = [ca, cert, key].filter(file => file !== undefined).length
+    return own === 3 || (own === 0 && crl === undefined)
+  }, 'your own certificates are ca, cert and key together, and crl if there is one; or none of them')
 
 const policy = {
   quiesce: z
@@ -100,6 +119,7 @@ export const sourceSchema = z.strictObject({
     .strictObject({
       unix: absolutePath.optional(),
       tcp: tcp.optional(),
+      tls: tls.optional(),
       gate: z
         .strictObject({
           group: z
@@ -110,7 +130,7 @@ export const sourceSchema = z.strictObject({
         .optional(),
     })
     .default({})
-    .describe('Where NBD clients connect; a unix socket only, unless tcp is given'),
+    .describe('Where NBD clients connect; a unix socket only, unless tcp or tls is given'),
   runDir: absolutePath.default('/run/nbd-clone'),
   stateDir: absolutePath.default('/var/lib/nbd-clone'),
   libvirtUri: z
@@ -236,9 +256,11 @@ export interface Paths {
   readonly hostId: string
   /** One file of rights per client, beside the configuration. */
   readonly clients: string
+  /** Of the TLS listener, if there is one. */
+  readonly tls: TlsFiles | undefined
 }
 
-/** Every path the source uses, from the two directories in the config. @param file where the config was read */
+/** Every path the source uses, from the config's directories and its own. @param file where the config was read */
 export function sourcePaths(config: SourceConfig, file: string): Paths {
   return {
     serveSocket: `${config.runDir}/serve.sock`,
@@ -250,5 +272,16 @@ export function sourcePaths(config: SourceConfig, file: string): Paths {
     journals: `${config.stateDir}/sessions`,
     hostId: `${config.stateDir}/host-id`,
     clients: path.join(path.dirname(path.resolve(file)), 'clients'),
+    tls: tlsFiles(config, file),
   }
+}
+
+/** The PEM files of the TLS listener: those that are named, or those that `tls init` makes beside the file. */
+function tlsFiles(config: SourceConfig, configFile: string): TlsFiles | undefined {
+  const { tls } = config.listen
+  if (!tls) return undefined
+  const { ca, cert, key, crl } = tls
+  if (ca !== undefined && cert !== undefined && key !== undefined) return { ca, cert, key, crl }
+  const made = tlsFolder(configFile)
+  return { ca: made.caCert, cert: made.serverCert, key: made.serverKey, crl: made.crl }
 }

@@ -15,6 +15,7 @@ import { HOST_CHECKS, lookAtDirectory, readHostFacts } from './host.ts'
 import { LEFTOVER_CHECKS, readJournals, readOverlays } from './leftovers.ts'
 import { LIBVIRT_CHECKS, readLibvirtFacts, type LibvirtFacts } from './libvirt.ts'
 import { OVERLAY_CHECKS } from './overlay-directory.ts'
+import { lookAtTls } from './tls.ts'
 import { askForStatus, judgeServe, type ServeFacts } from './serve.ts'
 
 export interface Diagnosis {
@@ -79,6 +80,10 @@ const SOURCE_CHECKS: readonly Check<SourceFacts>[] = [
   { check: 'state dir', look: ({ config }) => lookAtDirectory(config.stateDir, false) },
   { check: 'run dir', look: ({ config }) => lookAtDirectory(config.runDir, true) },
   { check: 'serve', look: ({ serve }) => judgeServe(serve) },
+  {
+    check: 'tls',
+    look: ({ configFile, config }) => lookAtTls(sourcePaths(config, configFile).tls, Date.now()),
+  },
 ]
 
 async function examineDomains(

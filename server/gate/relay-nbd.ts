@@ -80,12 +80,16 @@ export async function relayNbd(
 
 async function carry(relay: Relay, input: Readable, output: Writable): Promise<void> {
   const { socket } = relay
-  let spoken = false
+  // Servers speak first: until this one has, what the client sends could be read by serve instead.
+  let listens = false
+  const listen = (): void => {
+    if (!listens) input.pipe(socket, { end: false })
+    listens = true
+  }
+  if (socket.bytesRead > 0) listen()
   try {
     for await (const chunk of socket as AsyncIterable<Buffer>) {
-      // Servers speak first: until this one has, what the client sends could be read by serve instead.
-      if (!spoken) input.pipe(socket, { end: false })
-      spoken = true
+      listen()
       await relay.take(chunk.length)
       if (!output.write(chunk)) await once(output, 'drain')
     }

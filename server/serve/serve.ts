@@ -9,6 +9,7 @@ import { writeDurably } from '../../shared/host/durable.ts'
 import { tryLock } from '../../shared/host/lock.ts'
 import type { Paths } from '../config/schema.ts'
 import type { Source } from '../source.ts'
+import { listenTls } from '../tls/listener.ts'
 import { attachRoles } from './attach.ts'
 import { createConnections } from './connections.ts'
 import { createDomains, type Domains } from './domains.ts'
@@ -72,8 +73,18 @@ export async function serve(source: Source, signal: AbortSignal, ready: () => vo
 
   await listen(connections.listener(), paths.nbdSocket, cleanup)
   if (config.listen.tcp) await listen(connections.listener(), config.listen.tcp, cleanup)
+  if (config.listen.tls && paths.tls) {
+    const tls = await listenTls(paths.serveSocket, paths.tls, log)
+    cleanup.defer(() => tls.closeAll())
+    await listen(tls.server, config.listen.tls, cleanup)
+  }
   log.info(
-    { nbd: paths.nbdSocket, tcp: config.listen.tcp, domains: domains.all().map(one => one.domain) },
+    {
+      nbd: paths.nbdSocket,
+      tcp: config.listen.tcp,
+      tls: config.listen.tls,
+      domains: domains.all().map(one => one.domain),
+    },
     'serving',
   )
   ready()

@@ -23,12 +23,14 @@ import {
   attach,
   connectError,
   feedByCopy,
+  lostInTls,
   secured,
   startTlsOver,
   tlsName,
   type Link,
   type NbdAddress,
   type NbdTls,
+  type Receiver,
 } from './transport.ts'
 
 export type { NbdConnection } from './connection.ts'
@@ -182,11 +184,24 @@ function start<T>(
       const encrypted = startTlsOver(link.stream, tls, name)
       session.use(encrypted)
       secured(encrypted, session, () => {
-        feedByCopy(encrypted, session)
+        feedByCopy(encrypted, sinceSecured(session))
         session.begin(haggle(session, resolve))
       })
     }
   })
+}
+
+/** In TLS 1.3 a client is done before the server has looked at its certificate: so the first byte is the server's consent. */
+function sinceSecured(session: Session): Receiver {
+  let heard = false
+  return {
+    slot: () => session.slot(),
+    filled(length) {
+      heard = true
+      return session.filled(length)
+    },
+    ended: error => session.ended(heard ? error : lostInTls('after the TLS handshake', error)),
+  }
 }
 
 function late(what: string, ms: number): NbdError {

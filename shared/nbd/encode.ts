@@ -1,11 +1,14 @@
-// Messages to bytes: what a client sends. The field map stands above each; everything is big-endian.
+// Messages to bytes: what a client sends, and what a server says before TLS. The field map stands above each; everything is
+// big-endian.
 
 import {
   IHAVEOPT,
   NBD_INFO_BLOCK_SIZE,
   NBD_INFO_EXPORT,
   NBD_MAX_STRING,
+  NBD_REP_MAGIC,
   NBD_REQUEST_MAGIC,
+  NBDMAGIC,
 } from './constants.ts'
 import { NbdError } from './faults.ts'
 
@@ -81,6 +84,20 @@ export function encodeRequests(requests: readonly Request[]): Buffer {
     at += REQUEST_LENGTH
   }
   return bytes
+}
+
+/*
+ * u64 NBDMAGIC | u64 IHAVEOPT | u16 handshake flags
+ */
+export function encodeGreeting(flags: number): Buffer {
+  return Buffer.concat([NBDMAGIC, IHAVEOPT, Buffer.of(flags >> 8, flags & 0xff)])
+}
+
+/*
+ * u64 magic | u32 option | u32 reply type | u32 length of data | data
+ */
+export function encodeOptionReply(option: number, type: number, data: Buffer = NOTHING): Buffer {
+  return Buffer.concat([NBD_REP_MAGIC, u32(option), u32(type), u32(data.length), data])
 }
 
 /** Two halves instead of a BigInt: exact for every safe integer, and nothing is allocated. */

@@ -36,6 +36,11 @@ export const NBD_FAULTS = {
     meaning: 'more option replies than 1000, or 1 MiB',
   },
   TLS: { code: 'TRANSFER', ends: true, meaning: 'the TLS handshake failed' },
+  UNTRUSTED: {
+    code: 'UNSAFE',
+    ends: true,
+    meaning: "the server's certificate is not believed",
+  },
   BAD_EXPORT: {
     code: 'TRANSFER',
     ends: true,
@@ -113,6 +118,8 @@ const TRANSPORT: readonly NbdFault[] = ['CONNECT', 'HANDSHAKE_TIMEOUT', 'STALL',
 
 export interface NbdErrorFacts {
   readonly cause?: unknown
+  /** What to type next, when it is more precise than the table's hint. */
+  readonly remedy?: string | undefined
   /** `NBD_REP_ERR_POLICY` and its like: why an option was refused. */
   readonly reply?: string | undefined
   /** `NBD_EIO` and its like: why a request failed. */
@@ -129,7 +136,7 @@ export class NbdError extends Failure {
   readonly serverText: string | undefined
 
   constructor(fault: NbdFault, message: string, facts: NbdErrorFacts = {}) {
-    super(NBD_FAULTS[fault].code, message, { cause: facts.cause })
+    super(NBD_FAULTS[fault].code, message, { cause: facts.cause, remedy: facts.remedy })
     this.fault = fault
     this.reply = facts.reply
     this.errno = facts.errno

@@ -4,6 +4,7 @@
 import { connect as connectSocket, isIP, type OnReadOpts } from 'node:net'
 import type { Duplex } from 'node:stream'
 import { checkServerIdentity, connect as connectTls, type TLSSocket } from 'node:tls'
+import { whyNotBelieved } from '../certificate-faults.ts'
 import { Failure } from '../failures.ts'
 import { NbdError } from './faults.ts'
 
@@ -164,14 +165,13 @@ export function startTlsOver(stream: Duplex, tls: NbdTls, name: string): TLSSock
   }
 }
 
-/** Calls back once TLS stands and the certificate is proven. Every failure reaches `receiver.ended` as TLS. */
+/** Calls back once TLS stands and the certificate is proven. Every failure reaches `receiver.ended`: UNTRUSTED, TLS, LOST. */
 export function secured(socket: TLSSocket, receiver: Receiver, ready: () => void): void {
   let settled = false
   const fail = (error?: Error): void => {
     if (settled) return
     settled = true
-    const why = error ? error.message : 'the server ended the connection'
-    receiver.ended(new NbdError('TLS', `NBD: TLS failed: ${why}`, { cause: error }))
+    receiver.ended(tlsError(socket, error))
   }
   const onEnd = (): void => fail()
   socket.on('error', fail).once('end', onEnd).once('close', onEnd)
@@ -181,4 +181,28 @@ export function secured(socket: TLSSocket, receiver: Receiver, ready: () => void
     socket.off('end', onEnd).off('close', onEnd)
     ready()
   })
+}
+
+/** A server that does not like the client's certificate may say so, or just go. */
+const MAY_HAVE_REFUSED = "it may have refused this client's certificate, which its log would say"
+
+function tlsError(socket: TLSSocket, cause?: Error & { readonly code?: string }): NbdError {
+  const distrust: unknown = socket.authorizationError
+  if (cause && (typeof distrust === 'string' || distrust instanceof Error)) {
+    const why = whyNotBelieved(cause.code ?? '')
+    return new NbdError('UNTRUSTED', `NBD: the server's certificate ${why}: ${cause.message}`, {
+      cause,
+      remedy: 'if the server is the right one: tls.ca and tls.servername, the clocks of both hosts',
+    })
+  }
+  if (!cause || cause.code === 'ECONNRESET' || cause.code === 'EPIPE')
+    return lostInTls('during the TLS handshake', cause)
+  const hint = cause.message.includes('alert') ? `; ${MAY_HAVE_REFUSED}` : ''
+  return new NbdError('TLS', `NBD: TLS failed: ${cause.message}${hint}`, { cause })
+}
+
+/** @param when in the life of the connection */
+export function lostInTls(when: string, cause?: Error): NbdError {
+  const message = `NBD: the server ended the connection ${when}: ${MAY_HAVE_REFUSED}`
+  return new NbdError('LOST', message, { cause })
 }
