@@ -3,6 +3,7 @@
 import type { Argv } from 'yargs'
 import type { DiskFormat } from '../shared/gate.ts'
 import type { LogLevel } from '../shared/log-level.ts'
+import type { Timetable } from '../shared/timetable.ts'
 
 export interface Global {
   readonly config: string
@@ -22,6 +23,7 @@ export type Command = Global &
         readonly dryRun: boolean
         readonly acceptNewHostKey: boolean
         readonly maxDurationMs: number | undefined
+        readonly limitRate: Timetable | undefined
       }
     | { readonly name: 'status'; readonly domains: readonly string[] }
     | { readonly name: 'list'; readonly domain: string }

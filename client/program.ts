@@ -5,6 +5,7 @@ import { Failure } from '../shared/failures.ts'
 import { exitStatusHelp } from '../shared/help.ts'
 import { LOG_LEVELS } from '../shared/log-level.ts'
 import { parseDuration } from '../shared/quantities.ts'
+import { parseRate } from '../shared/timetable.ts'
 import { VERSION } from '../shared/version.ts'
 import { acceptNewHostKey, dryRun, global, type Handle } from './command.ts'
 import { CONFIG_FILE } from './config/effective.ts'
@@ -57,15 +58,21 @@ export function program(
             type: 'string',
             description: 'stop each pull that has not read everything after so long, e.g. 4h',
           })
+          .option('limit-rate', {
+            type: 'string',
+            description: 'read no faster than so much in all, e.g. 20MiB/s; off: no limit',
+          })
           .option('accept-new-host-key', acceptNewHostKey)
           .option('dry-run', dryRun),
       async args => {
         const { ifDue, all, adopt, full, dryRun, domains, acceptNewHostKey, maxDuration } = args
         const maxDurationMs =
           maxDuration === undefined ? undefined : parseDuration('--max-duration', maxDuration)
+        const limitRate =
+          args.limitRate === undefined ? undefined : parseRate('--limit-rate', args.limitRate)
         await handle({
           ...{ name: 'pull', ...global(args), domains, all, ifDue, adopt, full, dryRun },
-          ...{ acceptNewHostKey, maxDurationMs },
+          ...{ acceptNewHostKey, maxDurationMs, limitRate },
         })
       },
     )

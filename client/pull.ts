@@ -7,6 +7,7 @@ import { Failure, toFailure } from '../shared/failures.ts'
 import { FEATURES } from '../shared/gate.ts'
 import type { Log } from '../shared/log.ts'
 import type { NbdConnection } from '../shared/nbd/client.ts'
+import type { Rate } from '../shared/rate.ts'
 import {
   newAttempt,
   recordAttempt,
@@ -71,6 +72,8 @@ export interface PullOptions {
   readonly signal: AbortSignal
   /** Milliseconds until a pull that has not read everything stops; undefined: as long as it takes. */
   readonly maxDurationMs?: number | undefined
+  /** Shared by all pulls of this process; undefined: as fast as it goes. */
+  readonly rate?: Rate | undefined
   readonly log: Log
   readonly watcher: Watcher
 }
@@ -123,7 +126,7 @@ async function pullLocked(
   clone: CloneConfig,
   layout: Layout,
   attempt: Attempt,
-  { adopt, full, signal: stopped, maxDurationMs, log: parentLog, watcher }: PullOptions,
+  { adopt, full, signal: stopped, maxDurationMs, rate, log: parentLog, watcher }: PullOptions,
 ): Promise<Omit<Pulled, 'pruned'>> {
   await using cleanup = new Cleanup()
   cleanup.defer(() => watcher.done())
@@ -150,7 +153,7 @@ async function pullLocked(
   const method = await methodFor(clone.generations, layout)
   if (method === 'in-place' || clone.devices.size > 0)
     await checkPatchable(clone.name, state, sound)
-  const { verify } = clone
+  const { verify, devices } = clone
   Object.assign(attempt, { method, verify })
 
   // 2. Connect: greet, stage what is built upon, reserve a session, and freeze it with the first NBD connection.
@@ -171,7 +174,6 @@ async function pullLocked(
   attempt.omitted = wanted.omitted
   for (const disk of wanted.omitted) log[disk.lost ? 'warn' : 'info'](disk, 'disk is not pulled')
 
-  const { devices } = clone
   const bases = await findBases(layout, sound, wanted.disks, { method, full, devices })
   cleanup.defer(() => bases[Symbol.asyncDispose]())
   await checkPatched(layout, bases)
@@ -207,15 +209,14 @@ async function pullLocked(
 
   // 3. Plan.
   const means = { digests, full, verify, donor: donor && path.basename(donor) }
-  const plan = planPull(disks, heldBy(sound.at(-1), bases, disks), means)
-  attempt.plan = plan
+  const plan = (attempt.plan = planPull(disks, heldBy(sound.at(-1), bases, disks), means))
 
   // 4. Copy into the store.
   const staging = await nameStaging(layout, id)
   attempt.reusable = digests
   watcher.phase('copy', sizeOf(plan))
   const streams = streamsPerDisk(gate.transport.roundTripMs(), connections.size)
-  const frozen = { gate, clone, token, recoveryPoint: id, streams, signal, onRetry }
+  const frozen = { gate, clone, token, recoveryPoint: id, streams, signal, onRetry, rate }
   const lasting = new Map(
     [...connections].map(([target, first]) => [target, lastingDisk(first, target, frozen)]),
   )

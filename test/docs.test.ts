@@ -281,7 +281,7 @@ function clonedDefault(key: string): unknown {
     'ownership.dirMode': `'${ownership.dirMode}'`,
   }
   const times = { rpo: rpoMs, stall: stallMs, reverify: reverifyMs }
-  const words = { verify: 'readback', generations: 'auto' }
+  const words = { verify: 'readback', generations: 'auto', limitRate: 'off' }
   return { ...Object.fromEntries(kept), ...times, ...words, ...modes }[key]
 }
 

@@ -2,6 +2,7 @@
 
 import type { Effective } from '../../shared/config.ts'
 import { formatDuration } from '../../shared/quantities.ts'
+import { formatTimetable, UNLIMITED } from '../../shared/timetable.ts'
 import { cloneConfig, explain } from '../config/effective.ts'
 import type { StandbyConfig } from '../config/schema.ts'
 import { resolveOwnership } from '../store/ownership.ts'
@@ -34,7 +35,12 @@ export function configShow(config: StandbyConfig, domain: string | undefined): S
       value: typeof value === 'string' ? value : JSON.stringify(value),
       origin: `sources.${name}`,
     }))
-    return { clone, values: [...own, ...used].sort((a, b) => a.key.localeCompare(b.key)) }
+    const rate = {
+      key: 'limitRate',
+      value: formatTimetable(config.limitRate ?? UNLIMITED),
+      origin: config.limitRate ? 'the top level' : 'built-in',
+    }
+    return { clone, values: [...own, ...used, rate].sort((a, b) => a.key.localeCompare(b.key)) }
   })
 }
 

@@ -2,6 +2,8 @@
 
 import { toFailure, worstExit, type Failure } from '../../shared/failures.ts'
 import type { Log } from '../../shared/log.ts'
+import { createRate, type Rate } from '../../shared/rate.ts'
+import { limitNow, UNLIMITED, type Timetable } from '../../shared/timetable.ts'
 import type { Watcher } from '../attempt.ts'
 import type { CloneConfig } from '../config/effective.ts'
 import type { StandbyConfig } from '../config/schema.ts'
@@ -28,6 +30,8 @@ export interface PullCommand {
   readonly dryRun: boolean
   /** Milliseconds; the configuration's when it is left out. */
   readonly maxDurationMs?: number | undefined
+  /** How fast all of it may read; the configuration's when it is left out. */
+  readonly limitRate?: Timetable | undefined
 }
 
 export interface PlannedDisk {
@@ -61,10 +65,13 @@ export async function pullCommand(
   user = NO_USER,
 ): Promise<{ results: PullResult[]; exit: number }> {
   const results: PullResult[] = []
+  const { limitRate = config.limitRate ?? UNLIMITED } = command
+  // One for all domains and streams: what the line may carry does not grow with them.
+  const rate = createRate(() => limitNow(limitRate))
   for (const clone of namedClones(config, command.domains, command.all, user)) {
     try {
       signal.throwIfAborted()
-      results.push(await pullOne(clone, command, log, signal, watch))
+      results.push(await pullOne(clone, command, rate, log, signal, watch))
     } catch (error) {
       results.push({ clone: clone.name, outcome: 'failed', failure: toFailure(error) })
     }
@@ -76,6 +83,7 @@ export async function pullCommand(
 async function pullOne(
   clone: CloneConfig,
   { ifDue, adopt, full, dryRun, maxDurationMs = clone.maxDurationMs }: PullCommand,
+  rate: Rate,
   log: Log,
   signal: AbortSignal,
   watch: (clone: string) => Watcher,
@@ -92,7 +100,7 @@ async function pullOne(
       outcome: 'planned',
       ...(await planOnly(clone, { adopt, full }, signal)),
     }
-  const options = { adopt, full, signal, log, maxDurationMs, watcher: watch(clone.name) }
+  const options = { adopt, full, signal, log, maxDurationMs, rate, watcher: watch(clone.name) }
   try {
     return { clone: clone.name, outcome: 'published', pulled: await pull(clone, options) }
   } catch (error) {

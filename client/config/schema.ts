@@ -3,6 +3,7 @@
 import { z } from 'zod'
 import { isName, NAME_RULE } from '../../shared/names.ts'
 import { age, duration } from '../../shared/quantities.ts'
+import { timetable } from '../../shared/timetable.ts'
 
 const name = z.string().refine(isName, NAME_RULE)
 const absolutePath = z.string().regex(/^\/[^\0]*$/, 'must be an absolute path')
@@ -161,6 +162,11 @@ const domain = z.strictObject({
 export const standbySchema = z
   .strictObject({
     store: absolutePath.default('/var/lib/nbd-clone/clones'),
+    limitRate: timetable
+      .optional()
+      .describe(
+        "how fast all pulls of one clone command may read: off, a rate (20MiB/s), or a timetable by local time ('08:00 20MiB/s, 20:00 off')",
+      ),
     sources: z.record(name, source).default({}),
     defaults: layer.default({}),
     groups: z.record(name, layer).default({}),

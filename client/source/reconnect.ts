@@ -2,11 +2,13 @@
 
 import { Failure, isFailureCode, toFailure } from '../../shared/failures.ts'
 import type { NbdConnection } from '../../shared/nbd/client.ts'
+import type { Rate } from '../../shared/rate.ts'
 import type { CloneConfig } from '../config/effective.ts'
 import { isPassing, type OnRetry } from './back-off.ts'
 import type { Gate } from './gate.ts'
 import { lastingConnection, type DiskConnection } from './lasting.ts'
 import { connectDisk } from './nbd.ts'
+import { paced } from './paced.ts'
 import { explainRefusal } from './session.ts'
 import { manyStreams } from './streams.ts'
 
@@ -24,6 +26,8 @@ export interface FrozenSession {
   readonly streams: number
   readonly signal: AbortSignal
   readonly onRetry: OnRetry
+  /** How fast its disks may be read, together with all others. */
+  readonly rate?: Rate | undefined
 }
 
 /**
@@ -35,13 +39,14 @@ export function lastingDisk(
   target: string,
   session: FrozenSession,
 ): DiskConnection {
-  const { signal, onRetry, streams } = session
+  const { signal, onRetry, streams, rate } = session
   const connect = (trying: AbortSignal) => connectAgain(first, target, session, trying)
   const lasting = (one: NbdConnection) =>
     lastingConnection(one, { target, signal, onRetry, connect })
-  return manyStreams(lasting(first), streams, async stopped =>
+  const all = manyStreams(lasting(first), streams, async stopped =>
     lasting(await connect(AbortSignal.any([signal, stopped]))),
   )
+  return rate ? paced(all, rate, signal) : all
 }
 
 async function connectAgain(

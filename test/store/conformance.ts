@@ -160,8 +160,10 @@ export const BEHAVIOURS: readonly Behaviour[] = [
       await ends(0, 'claim', claimed, 'test-boot')
       await standby.configure('keep: { last: 2 }', ...settings)
       await ends(0, 'prune')
-      await holdsAll(stand, [claimed, ...ids.slice(-2)])
+      t.strictSame(await generationsIn(standby.dir), [claimed, ...ids.slice(-2)].sort())
+      for (const id of [claimed, ...ids.slice(-2)]) await ends(0, 'verify', id)
       await ends(0, 'release', claimed, 'test-boot')
+      await holdsAll(stand, [claimed, ...ids.slice(-2)])
       await ends(0, 'prune')
       await holdsAll(stand, ids.slice(-2))
       t.strictSame(await wrongNow(standby), [])
@@ -249,7 +251,7 @@ export const BEHAVIOURS: readonly Behaviour[] = [
   {
     name: 'a bit that flips in an image or a manifest is found, and such a generation is never current',
     async run(stand) {
-      const { t, standby, ends } = stand
+      const { t, kind, standby, ends } = stand
       const disks = someDisks()
       const first = await stand.pull(disks)
       for (const name of ['vdb.raw', 'vdb.manifest']) {
@@ -260,7 +262,8 @@ export const BEHAVIOURS: readonly Behaviour[] = [
         const next = await stand.pull(altered(disks, 'vda', 2))
         await ends(0, 'verify', next.id)
       }
-      await ends(0, 'verify', first.id)
+      // In place the older ones have their bytes in that very image.
+      if (kind.pullsRolledBack) await ends(0, 'verify', first.id)
     },
   },
   {
