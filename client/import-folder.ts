@@ -1,12 +1,15 @@
 // A folder to be imported, which anybody may have written: opened once, each file checked to be what it must be.
 
+import { isUtf8 } from 'node:buffer'
 import { constants } from 'node:fs'
 import { open, type FileHandle } from 'node:fs/promises'
 import path from 'node:path'
 import type { Cleanup } from '../shared/cleanup.ts'
 import { Failure } from '../shared/failures.ts'
+import { MAX_XML } from '../shared/xml.ts'
 import { storeFailure } from './copy/image.ts'
 import { CHUNK_SIZE, chunkCount } from './plan.ts'
+import { checkDefinitions } from './source/definition.ts'
 import { generationSchema, type Generation } from './store/generation.ts'
 import { imageName, manifestName } from './store/layout.ts'
 import { LINE } from './store/manifest.ts'
@@ -14,7 +17,6 @@ import type { Disk } from './store/view.ts'
 
 /** As from a source. */
 const MAX_DISK = 64 * 1024 ** 4
-const MAX_XML = 4 * 1024 * 1024
 /** Longer than with every network and pool that a domain can sensibly name. */
 const MAX_JSON = 16 * 1024 * 1024
 const MAX_NVRAM = 64 * 1024 * 1024
@@ -53,8 +55,7 @@ export async function openFolder(folder: string, cleanup: Cleanup): Promise<Impo
   const { inactive, live } = generation.definition
   for (const name of [inactive, live])
     if (name !== null) definitions.set(name, await content(name, MAX_XML))
-  if (definitions.get(inactive)?.toString().trim() === '')
-    throw new Failure('INTEGRITY', `${path.join(folder, inactive)} is empty`)
+  checkXml(folder, generation, definitions)
   const { nvram } = generation
   if (nvram !== null) definitions.set(nvram, await content(nvram, MAX_NVRAM))
 
@@ -72,6 +73,29 @@ export async function openFolder(folder: string, cleanup: Cleanup): Promise<Impo
     })
   }
   return { generation, disks, definitions }
+}
+
+/** As strict as with a source. */
+function checkXml(
+  folder: string,
+  { definition, domain, source, networks, pools }: Generation,
+  definitions: ReadonlyMap<string, Buffer>,
+): void {
+  const text = (name: string | null): string => {
+    const bytes = name === null ? undefined : definitions.get(name)
+    if (bytes && !isUtf8(bytes))
+      throw new Failure('INTEGRITY', `${path.join(folder, name ?? '')} is not UTF-8`)
+    return bytes?.toString() ?? ''
+  }
+  const inactiveXml = text(definition.inactive)
+  if (inactiveXml.trim() === '')
+    throw new Failure('INTEGRITY', `${path.join(folder, definition.inactive)} is empty`)
+  checkDefinitions(
+    { inactiveXml, liveXml: text(definition.live), networks, pools },
+    { domain, uuid: source.domainUuid },
+    folder,
+    'INTEGRITY',
+  )
 }
 
 function parseGeneration(file: string, bytes: Buffer): Generation {

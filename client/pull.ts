@@ -202,7 +202,7 @@ async function pullLocked(
       connections.set(target, await connectOrExplain(gate, clone, target, token, signal, stopped))
     const info = await gate.call('session.info', { token }, { signal })
     attempt.recoveryPoint = info.recoveryPoint.id
-    return { info, disks: checkSession(info, described.uuid, connections, wanted.omitted) }
+    return { info, disks: checkSession(clone, info, described.uuid, connections, wanted.omitted) }
   })
   const { id } = info.recoveryPoint
   checkIsNew(id, sound)

@@ -101,7 +101,10 @@ async function aGeneration(
     const digest = sha256(manifestOf(image))
     disks.push({ target, format: format as 'raw', size: image.length, digest, layers: [] })
   }
-  await writeFile(path.join(dir, 'domain.xml'), '<domain><name>mydomain</name></domain>\n')
+  await writeFile(
+    path.join(dir, 'domain.xml'),
+    `<domain><name>mydomain</name><uuid>${UUID}</uuid></domain>\n`,
+  )
   await writeFile(path.join(dir, 'nvram.fd'), 'variables')
   await seal(layout, {
     ...{ schema: 1, seq, domain: 'mydomain', chunkSize: CHUNK_SIZE, disks },
@@ -115,7 +118,7 @@ async function aGeneration(
     omitted: [{ target: 'sda', reason: 'cdrom' }],
     definition: { inactive: 'domain.xml', live: null },
     nvram: 'nvram.fd',
-    networks: [{ name: 'default', xml: '<network/>' }],
+    networks: [{ name: 'default', xml: '<network><name>default</name></network>' }],
     pools: [],
     host: { libvirt: '9', qemu: '7', arch: 'x86_64', machine: 'q35', cpu: 'x' },
     verified: { level: 'changed', at: '2026-11-20T03:01:00.000Z' },
@@ -563,7 +566,40 @@ t.test('a folder that was tampered with seeds nothing', async t => {
       'another domain',
       'UNSAFE',
       /is of domain other, but the clone seeded is of/,
-      json(one => ({ ...one, domain: 'other' })),
+      async () => {
+        await json(one => ({ ...one, domain: 'other' }))()
+        await writeFile(
+          inFolder('domain.xml'),
+          `<domain><name>other</name><uuid>${UUID}</uuid></domain>`,
+        )
+      },
+    ],
+    [
+      'a definition of another domain',
+      'INTEGRITY',
+      /domain XML is refused: its name is "other", not mydomain/,
+      () => writeFile(inFolder('domain.xml'), '<domain><name>other</name></domain>'),
+    ],
+    [
+      'a definition with entities',
+      'INTEGRITY',
+      /domain XML refused: it has a doctype/,
+      () => writeFile(inFolder('domain.xml'), '<!DOCTYPE a [<!ENTITY b "c">]><domain>&b;</domain>'),
+    ],
+    [
+      'a definition that is not UTF-8',
+      'INTEGRITY',
+      /domain\.xml is not UTF-8/,
+      () => writeFile(inFolder('domain.xml'), Buffer.from('<domain>\xff</domain>', 'latin1')),
+    ],
+    [
+      'a network of another name',
+      'INTEGRITY',
+      /XML of network "default" is refused: its name is "evil"/,
+      json(one => ({
+        ...one,
+        networks: [{ name: 'default', xml: '<network><name>evil</name></network>' }],
+      })),
     ],
   ]
   const kept = path.join(dir, 'kept')

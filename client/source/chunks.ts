@@ -75,7 +75,7 @@ export async function withSession(
   const info = await gate.call('session.info', { token }, { signal })
   const others = info.disks.filter(({ target }) => !connections.has(target))
   const omitted = others.map(({ target }) => ({ target, reason: 'nothing is wanted of it' }))
-  checkSession(info, described.uuid, connections, omitted)
+  checkSession(clone, info, described.uuid, connections, omitted)
 
   for (const [target, connection] of connections) disks.set(target, connection)
   await work(disks, signal).catch((error: unknown) => {

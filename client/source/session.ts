@@ -10,13 +10,13 @@ import type { CloneConfig } from '../config/effective.ts'
 import type { DiskToPull } from '../plan.ts'
 import type { Described } from '../store/bases.ts'
 import type { State } from '../store/state.ts'
+import { checkDefinitions } from './definition.ts'
 import type { Gate } from './gate.ts'
 import { withLost, type Newest, type Omitted } from './lost.ts'
 import { connectDisk } from './nbd.ts'
 
-/** What a disk and a domain XML may be at most, in bytes. */
+/** What a disk may be at most, in bytes. */
 const MAX_DISK = 64 * 1024 ** 4
-const MAX_XML = 4 * 1024 * 1024
 /** A round trip that makes the measured clock offset too vague. */
 const SLOW_MS = 200
 /** How long the reason of a lost connection may take to arrive. */
@@ -189,6 +189,7 @@ export async function explainLoss(
  * @param omitted disks that are left out knowingly. @throws Failure TRANSFER or SOURCE_REFUSED
  */
 export function checkSession(
+  { domain, source }: CloneConfig,
   info: SessionInfo,
   uuid: string,
   connections: ReadonlyMap<string, NbdConnection>,
@@ -212,9 +213,7 @@ export function checkSession(
         `the session froze disk ${target}, which the domain did not have a moment before`,
         { remedy: 'pull again' },
       )
-  for (const xml of [info.inactiveXml, info.liveXml])
-    if (Buffer.byteLength(xml) > MAX_XML)
-      throw new Failure('SOURCE_REFUSED', 'the domain XML is over 4 MiB')
+  checkDefinitions(info, { domain, uuid }, `source ${source.name}`, 'SOURCE_REFUSED')
   return [...connections].map(([target, connection]) => {
     const disk = info.disks.find(one => one.target === target)
     if (!disk) throw new Failure('TRANSFER', `the session does not know disk ${target}`)

@@ -1,12 +1,12 @@
 // A domain's XML as a tree: its disks, and whether each can be exported. Never regular expressions.
 
-import { DOMParser, type Document, type Element } from '@xmldom/xmldom'
+import type { Document, Element } from '@xmldom/xmldom'
 import { Failure } from '../../shared/failures.ts'
 import { isName } from '../../shared/names.ts'
 import type { DiskFormat } from '../../shared/gate.ts'
+import { attribute, child, children, parseXml as parse } from '../../shared/xml.ts'
 
-/** Domain XML at most 4 MiB. */
-const MAX_XML = 4 * 1024 * 1024
+export { attribute, child, children }
 
 export interface DomainDisk {
   readonly target: string
@@ -38,34 +38,9 @@ export interface DomainXml {
   readonly disks: readonly DomainDisk[]
 }
 
-export function children(element: Element, tag: string): Element[] {
-  return [...element.childNodes].filter((node): node is Element => node.nodeName === tag)
-}
-
-export function child(element: Element | undefined, ...tags: string[]): Element | undefined {
-  return tags.reduce<Element | undefined>((at, tag) => at && children(at, tag)[0], element)
-}
-
-export function attribute(element: Element | undefined, key: string): string | undefined {
-  return element?.getAttribute(key) ?? undefined
-}
-
 /** Parses any XML from libvirt. @throws Failure SOURCE_REFUSED for what is not well-formed, too long or has a doctype */
 export function parseXml(xml: string): Document {
-  const refuse = (reason: string, cause?: unknown): never => {
-    throw new Failure('SOURCE_REFUSED', `domain XML refused: ${reason}`, { cause })
-  }
-  if (Buffer.byteLength(xml) > MAX_XML) refuse('larger than 4 MiB')
-  if (/<!DOCTYPE/i.test(xml)) refuse('it has a doctype')
-  try {
-    return new DOMParser({ onError: (_level, message) => refuse(message) }).parseFromString(
-      xml,
-      'text/xml',
-    )
-  } catch (error) {
-    if (error instanceof Failure) throw error
-    return refuse(error instanceof Error ? error.message : String(error), error)
-  }
+  return parse('domain XML', xml, 'SOURCE_REFUSED')
 }
 
 function readDisk(disk: Element): DomainDisk {

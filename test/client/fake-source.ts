@@ -149,10 +149,10 @@ export async function fakeSource(disks: Readonly<Record<string, Buffer>>): Promi
           size: await sizeOf(target),
         })),
       ),
-      inactiveXml: '<domain><name>mydomain</name></domain>\n',
-      liveXml: '<domain id="1"><name>mydomain</name></domain>\n',
+      inactiveXml: `<domain><name>mydomain</name><uuid>${DOMAIN_UUID}</uuid></domain>\n`,
+      liveXml: `<domain id="1"><name>mydomain</name><uuid>${DOMAIN_UUID}</uuid></domain>\n`,
       nvram: Buffer.from('variables').toString('base64'),
-      networks: [{ name: 'default', xml: '<network/>' }],
+      networks: [{ name: 'default', xml: '<network><name>default</name></network>' }],
       pools: [],
       host: {
         libvirt: '9.0.0',
