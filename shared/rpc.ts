@@ -44,87 +44,156 @@ function isEnvelope(message: unknown): boolean {
 /** A peer that asks and never reads is cut off when so much waits for it. */
 const MAX_UNREAD = 4 * MAX_MESSAGE
 
-class LineReader extends AbstractMessageReader {
-  readonly #input: Readable
+/** What one peer may have asked and not been answered yet: more than any client of ours asks at once. */
+const MAX_ASKED = 1000
+const MAX_ASKED_BYTES = 2 * MAX_MESSAGE
 
-  constructor(input: Readable) {
-    super()
-    this.#input = input
+type Id = string | number
+
+/** What was asked and is not answered yet; a peer that asks more is not read until it has answers. */
+class Asked {
+  readonly #bytes = new Map<Id, number>()
+  #total = 0
+  #onRoom: (() => void) | undefined
+
+  has(id: Id): boolean {
+    return this.#bytes.has(id)
   }
 
-  listen(callback: DataCallback): Disposable {
-    let parts: Buffer[] = []
-    let length = 0
-    let rest: Buffer = Buffer.alloc(0)
-    let over = false
-    const fail = (message: string): void => {
-      this.fireError(new Error(message))
-      this.#input.destroy()
-    }
-    /**
-     * Hands on one message a turn, which is what the library handles: it would keep a queue without limit. Meanwhile the
-     * stream waits, and with it a peer that floods.
-     */
-    const next = (): void => {
-      if (over || this.#input.destroyed) return
-      const end = rest.indexOf(10)
-      if (end === -1) {
-        parts.push(rest)
-        length += rest.length
-        rest = Buffer.alloc(0)
-        if (length > MAX_MESSAGE) fail(`peer sent a message over ${MAX_MESSAGE} bytes`)
-        else this.#input.resume()
-        return
-      }
-      const line = Buffer.concat([...parts, rest.subarray(0, end)]).toString('utf8')
-      rest = rest.subarray(end + 1)
-      parts = []
-      length = 0
-      const message = line.trim() === '' ? undefined : parseMessage(line)
-      if (typeof message === 'string') {
-        fail(message)
-        return
-      }
-      if (message) callback(message)
-      if (rest.length > 0) setImmediate(next)
-      else this.#input.resume()
-    }
-    const onData = (chunk: Buffer): void => {
-      this.#input.pause()
-      rest = chunk
-      next()
-    }
-    const onClose = (): void => this.fireClose()
-    this.#input.on('data', onData)
-    this.#input.on('close', onClose)
-    this.#input.on('end', onClose)
-    this.#input.on('error', error => this.fireError(error))
-    return {
-      dispose: () => {
-        over = true
-        this.#input.off('data', onData).off('close', onClose).off('end', onClose)
-      },
-    }
+  add(id: Id, bytes: number): void {
+    this.#bytes.set(id, bytes)
+    this.#total += bytes
+  }
+
+  answered(id: Id): void {
+    this.#total -= this.#bytes.get(id) ?? 0
+    this.#bytes.delete(id)
+    if (!this.isFull()) this.#onRoom?.()
+  }
+
+  isFull(): boolean {
+    return this.#bytes.size >= MAX_ASKED || this.#total >= MAX_ASKED_BYTES
+  }
+
+  /** Calls back, again and again, when there is room. */
+  whenRoom(call: () => void): void {
+    this.#onRoom = call
   }
 }
 
-/** @returns what is wrong with the line, as a sentence, when it is no message */
-function parseMessage(line: string): Message | string {
-  let message: unknown
-  try {
-    message = JSON.parse(line)
-  } catch {
-    return `peer sent a line that is not JSON: ${JSON.stringify(line.slice(0, 80))}`
+/** Hands over one message per turn of the event loop, as fast as they are worked at, and reads no more meanwhile. */
+class LineReader extends AbstractMessageReader {
+  readonly #input: Readable
+  readonly #asked: Asked
+
+  constructor(input: Readable, asked: Asked) {
+    super()
+    this.#input = input
+    this.#asked = asked
   }
-  return isEnvelope(message) ? (message as Message) : 'peer sent JSON that is no JSON-RPC message'
+
+  listen(callback: DataCallback): Disposable {
+    const input = this.#input
+    /** Parts of a line that has not ended, and what came after one that is not handed over yet. */
+    let parts: Buffer[] = []
+    let length = 0
+    let rest: Buffer | undefined
+    let turn: NodeJS.Immediate | undefined
+    let over = false
+
+    const fail = (message: string): void => {
+      over = true
+      rest = undefined
+      parts = []
+      this.fireError(new Error(message))
+      input.destroy()
+    }
+    /** Hands over the next message that is whole. @returns whether there was one */
+    const next = (): boolean => {
+      for (;;) {
+        const end = rest?.indexOf(10) ?? -1
+        const part = end === -1 ? rest : rest?.subarray(0, end)
+        rest = end === -1 ? undefined : rest?.subarray(end + 1)
+        if (part) parts.push(part)
+        length += part?.length ?? 0
+        if (length > MAX_MESSAGE) fail(`peer sent a message over ${MAX_MESSAGE} bytes`)
+        if (end === -1 || over) return false
+        const line = Buffer.concat(parts).toString('utf8')
+        const bytes = length
+        parts = []
+        length = 0
+        if (line.trim() === '') continue
+        this.#take(line, bytes, callback, fail)
+        return !over
+      }
+    }
+    const pump = (): void => {
+      if (over || turn) return
+      if (this.#asked.isFull()) return
+      if (!next()) {
+        input.resume()
+        return
+      }
+      turn = setImmediate(() => {
+        turn = undefined
+        pump()
+      })
+      input.pause()
+    }
+    const onData = (chunk: Buffer): void => {
+      rest = rest ? Buffer.concat([rest, chunk]) : chunk
+      input.pause()
+      pump()
+    }
+    /** What came before the end counts. */
+    const onClose = (): void => {
+      while (!over && next());
+      this.fireClose()
+    }
+    this.#asked.whenRoom(pump)
+    input.on('data', onData).on('close', onClose).on('end', onClose)
+    input.on('error', error => this.fireError(error))
+    return {
+      dispose: () => {
+        over = true
+        clearImmediate(turn)
+        input.off('data', onData).off('close', onClose).off('end', onClose)
+      },
+    }
+  }
+
+  #take(line: string, bytes: number, callback: DataCallback, fail: (why: string) => void): void {
+    let message: unknown
+    try {
+      message = JSON.parse(line)
+    } catch {
+      fail(`peer sent a line that is not JSON: ${JSON.stringify(line.slice(0, 80))}`)
+      return
+    }
+    if (!isEnvelope(message)) {
+      fail('peer sent JSON that is no JSON-RPC message')
+      return
+    }
+    const { method, id } = message as { method?: string; id?: Id }
+    if (method !== undefined && id !== undefined) {
+      if (this.#asked.has(id)) {
+        fail(`peer asks twice under one id: ${JSON.stringify(id).slice(0, 80)}`)
+        return
+      }
+      this.#asked.add(id, bytes)
+    }
+    callback(message as Message)
+  }
 }
 
 class LineWriter extends AbstractMessageWriter {
   readonly #output: Writable
+  readonly #asked: Asked
 
-  constructor(output: Writable) {
+  constructor(output: Writable, asked: Asked) {
     super()
     this.#output = output
+    this.#asked = asked
     output.on('error', error => this.fireError(error))
     output.on('close', () => this.fireClose())
   }
@@ -132,6 +201,8 @@ class LineWriter extends AbstractMessageWriter {
   /** Never rejects, because vscode-jsonrpc lets a rejected write escape unhandled: errors end the stream instead. */
   write(message: Message): Promise<void> {
     const line = JSON.stringify(message) + '\n'
+    const { method, id } = message as { method?: string; id?: Id | null }
+    if (method === undefined && id !== undefined && id !== null) this.#asked.answered(id)
     return new Promise(resolve => {
       const tooLong = Buffer.byteLength(line) > MAX_MESSAGE
       if (tooLong || this.#output.writableLength > MAX_UNREAD) {
@@ -154,7 +225,8 @@ class LineWriter extends AbstractMessageWriter {
 
 /** Opens an RPC connection; the caller registers handlers, then calls `listen()`. */
 export function rpcConnection(input: Readable, output: Writable): MessageConnection {
-  return createMessageConnection(new LineReader(input), new LineWriter(output))
+  const asked = new Asked()
+  return createMessageConnection(new LineReader(input, asked), new LineWriter(output, asked))
 }
 
 /** Application errors on the wire: a Failure's code and remedy travel in `data`. */

@@ -465,7 +465,31 @@ for (const how of ['socket', 'pipe'] as const) {
     t.ok(timers() <= before, 'no timer is left')
   })
 
-  t.test(`${how}: bytes that keep coming, however slowly, are no stall`, async t => {
+  t.test(
+    `${how}: bytes that keep coming, slower than all of it would take, are no stall`,
+    async t => {
+      const nbd = await opened(
+        t,
+        how,
+        {
+          request: (request, peer) => {
+            const bytes = answer(request)
+            let at = 0
+            const timer = setInterval(() => {
+              peer.write(bytes.subarray(at, (at += 40)))
+              if (at >= bytes.length) clearInterval(timer)
+            }, 10)
+          },
+        },
+        { stallMs: 150 },
+      )
+      const into = new Uint8Array(1000)
+      await nbd.read(0, into)
+      t.ok(wire.pattern(1000, 0).equals(into))
+    },
+  )
+
+  t.test(`${how}: bytes that drip are a stall, however long they keep coming`, async t => {
     const nbd = await opened(
       t,
       how,
@@ -473,17 +497,32 @@ for (const how of ['socket', 'pipe'] as const) {
         request: (request, peer) => {
           const bytes = answer(request)
           let at = 0
-          const timer = setInterval(() => {
-            peer.write(bytes.subarray(at, (at += 5)))
-            if (at >= bytes.length) clearInterval(timer)
-          }, 10)
+          const timer = setInterval(() => peer.write(bytes.subarray(at, ++at)), 10)
+          t.teardown(() => clearInterval(timer))
         },
       },
-      { stallMs: 150 },
+      { stallMs: 300 },
     )
-    const into = new Uint8Array(100)
-    await nbd.read(0, into)
-    t.ok(wire.pattern(100, 0).equals(into))
+    const began = performance.now()
+    t.match(await rejection(nbd.read(0, new Uint8Array(64 * 1024))), {
+      fault: 'STALL',
+      message: /only \d+ bytes for 300 ms with 1 requests in flight/,
+    })
+    t.ok(performance.now() - began < 5000)
+  })
+
+  t.test(`${how}: a few bytes for each hole are no drip`, async t => {
+    const nbd = await opened(
+      t,
+      how,
+      {
+        request: ({ cookie, offset, length }, peer) =>
+          setTimeout(() => peer.write(wire.hole(cookie, offset, length, 1)), 20),
+      },
+      { stallMs: 100 },
+    )
+    for (let at = 0; at < 15; at++) await nbd.read(at * 65536, new Uint8Array(65536))
+    t.equal(await Promise.race([nbd.closed, Promise.resolve('open')]), 'open')
   })
 
   t.test(`${how}: an abort rejects with the reason of the signal`, async t => {

@@ -5,7 +5,7 @@ import { domainSettings } from '../config/schema.ts'
 import { createHasher } from '../digest/hasher.ts'
 import type { Source } from '../source.ts'
 import { begin } from './begin.ts'
-import { checkCount, createLease, isAlive, isForgotten, lapseOf, overFailure } from './lease.ts'
+import { createLease, isAlive, isForgotten, lapseOf, makeRoom, overFailure } from './lease.ts'
 import type { Lease, Refusal } from './lease.ts'
 import { makeLink, removeLink } from './links.ts'
 import { endOff } from './off.ts'
@@ -217,7 +217,7 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
     leases: () => [...leases.values()],
     open(client) {
       if (stopping) throw stopping
-      checkCount(client, domain, livingOf(client).length)
+      makeRoom(leases, domain, client)
       const lease = createLease(domain, client, 'gate')
       leases.set(lease.token, lease)
       const joined = current !== undefined && isJoinable(current)

@@ -12,9 +12,10 @@ const LEASE_LAPSE_MS = 30_000
 const LEASE_IDLE_MS = 60_000
 /** A transport that carried all of a client may break and come back; a client that was killed is not waited for longer. */
 const RETURN_MS = 4_000
-
 /** More than a client with retries needs, few enough that a mad one costs nothing. */
 const LEASES_PER_CLIENT = 8
+/** Leases that are over, whose outcome may still be asked. */
+const REMEMBERED_PER_CLIENT = 32
 
 export type Refusal = Outcome['refusals'][number]
 
@@ -75,6 +76,22 @@ export function isForgotten(lease: Lease, now: number): boolean {
   return !isAlive(lease) && settled && now - lease.renewedAt > AGE_OF_MEMORY_MS
 }
 
+/**
+ * Makes room for another lease of a client among those of a domain, oldest first; what was over longest is forgotten.
+ * @throws Failure SOURCE_REFUSED when too many of its leases live
+ */
+export function makeRoom(leases: Map<string, Lease>, domain: string, client: string): void {
+  const own = [...leases.values()].filter(lease => lease.client === client)
+  const living = own.filter(isAlive).length
+  if (living >= LEASES_PER_CLIENT)
+    throw new Failure(
+      'SOURCE_REFUSED',
+      `client ${client} has ${living} sessions of ${domain} open already`,
+    )
+  const over = own.filter(lease => !isAlive(lease))
+  for (const { token } of over.slice(0, -REMEMBERED_PER_CLIENT)) leases.delete(token)
+}
+
 /** What a client hears whose lease is over, or was never there. */
 export function overFailure(lease: Lease | undefined): Failure {
   const why = lease?.reason ? `: ${lease.reason.message}` : ''
@@ -98,13 +115,4 @@ export function lapseOf(lease: Lease, now: number): Failure | undefined {
   if (lease.session && now - lease.idleSince > LEASE_IDLE_MS)
     return lapse('it had no connection for 60 s')
   return undefined
-}
-
-/** @param living leases of this domain that the client has. @throws Failure SOURCE_REFUSED when it may not have one more */
-export function checkCount(client: string, domain: string, living: number): void {
-  if (living >= LEASES_PER_CLIENT)
-    throw new Failure(
-      'SOURCE_REFUSED',
-      `client ${client} has ${living} sessions of ${domain} open already`,
-    )
 }

@@ -89,7 +89,11 @@ export const NBD_FAULTS = {
   MISSING_DONE: { code: 'TRANSFER', ends: true, meaning: 'the final chunk is not marked as final' },
   BAD_ERROR: { code: 'TRANSFER', ends: true, meaning: 'an error chunk without an error' },
   BAD_STATUS: { code: 'TRANSFER', ends: true, meaning: 'a block status against the specification' },
-  STALL: { code: 'TRANSFER', ends: true, meaning: 'requests in flight, and no byte for stallMs' },
+  STALL: {
+    code: 'TRANSFER',
+    ends: true,
+    meaning: 'requests in flight, and no byte for stallMs, or fewer than 1 KiB/s',
+  },
   LOST: { code: 'TRANSFER', ends: true, meaning: 'the server ended the connection' },
   DISCONNECT_TIMEOUT: {
     code: 'TRANSFER',

@@ -6,6 +6,7 @@ import { NBD_CMD_DISC } from './constants.ts'
 import { optionBudget, type Decoder } from './decode.ts'
 import { encodeRequests, type Request } from './encode.ts'
 import { NbdError } from './faults.ts'
+import { createFloor, type Floor } from './floor.ts'
 import type { Peer } from './haggle.ts'
 import type { Expected, ReplyTable } from './replies.ts'
 import type { Receiver } from './transport.ts'
@@ -46,6 +47,7 @@ export class Session implements Receiver, Peer, ReplyTable {
   readonly #streams: Duplex[] = []
   readonly #signal: AbortSignal | undefined
   readonly #stallMs: number
+  readonly #floor: Floor
   readonly #inFlight = new Map<number, Pending>()
   readonly #spare = new Uint8Array(1)
   #settleClosed!: (reason: Error | undefined) => void
@@ -68,6 +70,7 @@ export class Session implements Receiver, Peer, ReplyTable {
   constructor(options: SessionOptions) {
     this.#signal = options.signal
     this.#stallMs = options.stallMs
+    this.#floor = createFloor(options.stallMs)
     this.closed = new Promise(resolve => (this.#settleClosed = resolve))
     if (this.#signal?.aborted) this.#onAbort()
     else this.#signal?.addEventListener('abort', this.#onAbort, { once: true })
@@ -99,6 +102,7 @@ export class Session implements Receiver, Peer, ReplyTable {
   filled(length: number): boolean {
     if (this.isOver()) return false
     this.#lastByte = performance.now()
+    this.#floor.came(length)
     this.#at += length
     if (this.#at === this.#piece.length) this.#resume()
     return !this.isOver()
@@ -148,8 +152,8 @@ export class Session implements Receiver, Peer, ReplyTable {
       return
     }
     request.cookie = ++this.#cookie
-    if (this.#inFlight.size === 0) this.#watchForStall()
     this.#inFlight.set(request.cookie, request)
+    if (this.#inFlight.size === 1) this.#watchForStall()
     if (this.#unsent.push(request) === 1) queueMicrotask(() => this.#flush())
   }
 
@@ -166,6 +170,8 @@ export class Session implements Receiver, Peer, ReplyTable {
   finish(request: Expected): void {
     const pending = this.#inFlight.get(request.cookie)
     this.#inFlight.delete(request.cookie)
+    // A hole of a MiB takes few bytes, and is as good as its MiB.
+    this.#floor.came(request.length)
     // "If the client receives an NBD_ESHUTDOWN error it MUST initiate a soft disconnect."
     if (request.error?.errno === 'NBD_ESHUTDOWN') void this.disconnect(DISCONNECT_MS)
     pending?.settle(request.error)
@@ -185,13 +191,15 @@ export class Session implements Receiver, Peer, ReplyTable {
   /** One timer serves all requests: it looks when the last byte came, and goes when nothing is in flight. */
   #watchForStall(): void {
     this.#lastByte = performance.now()
+    this.#floor.begin(this.#inFlight.values())
     this.#stall ??= setTimeout(this.#lookForStall, Math.min(this.#stallMs, MAX_DELAY_MS))
   }
 
   readonly #lookForStall = (): void => {
     this.#stall = undefined
     if (this.#inFlight.size === 0) return
-    const left = this.#lastByte + this.#stallMs - performance.now()
+    const from = Math.min(this.#lastByte, this.#floor.since)
+    const left = from + this.#stallMs - performance.now()
     if (left > 0)
       this.#stall = setTimeout(this.#lookForStall, Math.min(Math.ceil(left), MAX_DELAY_MS))
     // When this process was busy, bytes may be waiting unread: look again after one turn of the event loop.
@@ -200,14 +208,16 @@ export class Session implements Receiver, Peer, ReplyTable {
 
   readonly #confirmStall = (): void => {
     clearTimeout(this.#stall)
-    if (performance.now() - this.#lastByte < this.#stallMs) this.#lookForStall()
-    else
-      this.fail(
-        new NbdError(
-          'STALL',
-          `NBD: no byte for ${this.#stallMs} ms with ${this.#inFlight.size} requests in flight`,
-        ),
-      )
+    const whole = (since: number): boolean => performance.now() - since >= this.#stallMs
+    const silent = whole(this.#lastByte)
+    if (!silent && !(whole(this.#floor.since) && this.#floor.isBelow())) {
+      if (whole(this.#floor.since)) this.#floor.begin(this.#inFlight.values())
+      this.#lookForStall()
+      return
+    }
+    const what = silent ? 'no byte' : `only ${this.#floor.total} bytes`
+    const rest = `for ${this.#stallMs} ms with ${this.#inFlight.size} requests in flight`
+    this.fail(new NbdError('STALL', `NBD: ${what} ${rest}`))
   }
 
   // The end.
