@@ -2,7 +2,7 @@
 // disks) where every effective value remembers which layer it came from.
 
 import { readFileSync } from 'node:fs'
-import { isNode, LineCounter, parseDocument, type Document } from 'yaml'
+import { isNode, isScalar, LineCounter, parseDocument, visit, type Document } from 'yaml'
 import type { z } from 'zod'
 import { Failure } from './failures.ts'
 
@@ -43,6 +43,36 @@ function describeIssue(issue: Issue): { path: Path; text: string } {
   return { path, text: issue.message }
 }
 
+type Refuse = (why: string, at?: number, cause?: unknown) => never
+
+function readYaml(text: string, lines: LineCounter, refuse: Refuse): Document {
+  let document: Document
+  try {
+    document = parseDocument(text, { lineCounter: lines, logLevel: 'error' })
+  } catch (error) {
+    // The parser is recursive: what is nested a thousand times ends its stack.
+    return refuse((error as Error).message, 0, error)
+  }
+  const [broken] = document.errors
+  if (broken) refuse(broken.message.split('\n')[0] ?? '', broken.pos[0])
+  // The schemas pass this one over without a word.
+  visit(document, {
+    Pair: (_, { key }) => {
+      if (isScalar(key) && key.value === '__proto__') refuse('__proto__ is no key', key.range?.[0])
+    },
+  })
+  return document
+}
+
+/** @throws what `refuse` makes of aliases that grow, or that lead nowhere */
+function valueOf(document: Document, refuse: Refuse): unknown {
+  try {
+    return document.toJS() as unknown
+  } catch (error) {
+    return refuse((error as Error).message.split('\n')[0] ?? '', 0, error)
+  }
+}
+
 /** Checks YAML text against a schema. @param file only for messages. @throws Failure USAGE with file, line, key, reason */
 export function parseConfig<S extends z.ZodType>(
   file: string,
@@ -50,16 +80,12 @@ export function parseConfig<S extends z.ZodType>(
   schema: S,
 ): z.infer<S> {
   const lines = new LineCounter()
-  const document = parseDocument(text, { lineCounter: lines })
-  const broken = document.errors[0]
-  if (broken) {
-    const { line } = lines.linePos(broken.pos[0])
-    throw new Failure(
-      'USAGE',
-      `${file}:${line}: not valid YAML: ${broken.message.split('\n')[0] ?? ''}`,
-    )
+  const refuse = (why: string, at = 0, cause?: unknown): never => {
+    const { line } = lines.linePos(at)
+    throw new Failure('USAGE', `${file}:${line || 1}: not valid YAML: ${why}`, { cause })
   }
-  const result = schema.safeParse(document.toJS() ?? {})
+  const document = readYaml(text, lines, refuse)
+  const result = schema.safeParse(valueOf(document, refuse) ?? {})
   if (result.success) return result.data
   const problems = (result.error.issues as Issue[]).map(issue => {
     const { path, text: reason } = describeIssue(issue)

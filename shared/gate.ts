@@ -3,8 +3,6 @@
 import { z } from 'zod'
 import { isName, isRecoveryPointId, NAME_RULE } from './names.ts'
 
-export const PROTOCOL = 1
-
 /** What a source may say in `hello` that it can do beyond the methods of every version. */
 export const FEATURES = { digests: 'digests' } as const
 /** The most chunks that one `digests` asks for. */

@@ -102,6 +102,18 @@ const MISTAKES: [what: string, text: string, says: RegExp][] = [
   ],
   ['a relative store', 'store: clones\n', /must be an absolute path/],
   [
+    'an alias that grows and grows',
+    'a: &a [1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b]\nd: [*c,*c,*c]\n',
+    /:1: not valid YAML: Excessive alias count/,
+  ],
+  ['an alias of nothing', 'store: *nothing\n', /not valid YAML: /],
+  ['a list in a list without end', '- '.repeat(20_000), /not valid YAML: |the file: /],
+  [
+    'a domain that would be a prototype',
+    `${ALPHA}domains:\n  __proto__: { source: alpha }\n`,
+    /:3: not valid YAML: __proto__ is no key/,
+  ],
+  [
     'a mode that YAML takes for a decimal number',
     `${ALPHA}defaults: { ownership: { mode: 0640 } }\n`,
     /defaults\.ownership\.mode: must be octal and in quotes/,

@@ -2,9 +2,10 @@
 
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Failure, isFailureCode, toFailure } from '../../shared/failures.ts'
-import { PROTOCOL, type GateResult, type SessionInfo } from '../../shared/gate.ts'
+import type { GateResult, SessionInfo } from '../../shared/gate.ts'
 import { exportName } from '../../shared/names.ts'
 import type { NbdConnection } from '../../shared/nbd/client.ts'
+import { agree, PROTOCOLS } from '../../shared/protocol.ts'
 import { VERSION } from '../../shared/version.ts'
 import type { CloneConfig } from '../config/effective.ts'
 import type { DiskToPull } from '../plan.ts'
@@ -33,7 +34,7 @@ export interface Greeting {
   readonly features: readonly string[]
 }
 
-/** Versions, clocks and roles. @throws Failure UNSAFE when the source is not one; USAGE for versions that do not match */
+/** Versions, clocks and roles. @throws Failure UNSAFE when the source is not one; SOURCE_REFUSED for versions that do not match */
 export async function greet(
   gate: Gate,
   clone: CloneConfig,
@@ -45,7 +46,7 @@ export async function greet(
     const hello = await gate.call(
       'hello',
       {
-        protocol: { min: PROTOCOL, max: PROTOCOL },
+        protocol: { ...PROTOCOLS },
         version: VERSION,
         clockMs: sent,
         clone: { name: clone.name, role, epoch },
@@ -58,12 +59,8 @@ export async function greet(
   // The first answer waits for ssh to log in, which says nothing about the clocks.
   const first = await ask()
   const { hello, clockSkewMs } = first.roundTripMs > SLOW_MS ? await ask() : first
-  if (hello.protocol !== PROTOCOL)
-    throw new Failure(
-      'USAGE',
-      `source ${clone.source.name} speaks gate protocol ${hello.protocol} (version ${hello.version}), this is ${PROTOCOL} (version ${VERSION})`,
-      { remedy: 'install the same version of nbd-clone on both hosts' },
-    )
+  const { protocol, version } = hello
+  agree({ min: protocol, max: protocol, version }, { ...PROTOCOLS, version: VERSION })
   if (hello.role !== 'source')
     throw new Failure('UNSAFE', `source ${clone.source.name} says that its role is ${hello.role}`)
   const { hostId, epoch: sourceEpoch, features = [] } = hello

@@ -4,13 +4,8 @@ import { setMaxListeners } from 'node:events'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { MessageConnection } from 'vscode-jsonrpc/node.js'
 import { Failure, toFailure } from '../../shared/failures.ts'
-import {
-  FEATURES,
-  PROTOCOL,
-  SESSION_ENDED,
-  type GateResult,
-  type Outcome,
-} from '../../shared/gate.ts'
+import { FEATURES, SESSION_ENDED, type GateResult, type Outcome } from '../../shared/gate.ts'
+import { agree, PROTOCOLS } from '../../shared/protocol.ts'
 import { VERSION } from '../../shared/version.ts'
 import type { Verb } from '../clients/rights.ts'
 import type { Visitor } from '../clients/visitor.ts'
@@ -83,19 +78,14 @@ export function serveGate(
 
   const handlers: Handlers = {
     async hello({ protocol, version, clone }) {
-      if (protocol.min > PROTOCOL || protocol.max < PROTOCOL)
-        throw new Failure(
-          'SOURCE_REFUSED',
-          `the source speaks gate protocol ${PROTOCOL}, this client ${protocol.min} to ${protocol.max}`,
-          { remedy: 'install the same version of nbd-clone on both hosts' },
-        )
+      const agreed = agree({ ...PROTOCOLS, version: VERSION }, { ...protocol, version })
       await visitor.rights().catch((error: unknown) => {
         log.warn({ reason: toFailure(error).message }, 'gate refused')
         throw error
       })
       log.info({ version, clone: clone?.name }, 'hello')
       return {
-        protocol: PROTOCOL,
+        protocol: agreed,
         version: VERSION,
         clockMs: Date.now(),
         hostId,
