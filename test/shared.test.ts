@@ -160,3 +160,57 @@ t.test('a peer cannot make us buffer more than one bounded line, nor survive non
     connection.dispose()
   }
 })
+
+t.test('a peer that asks a lot is read again once it has answers', async t => {
+  const [input, output] = [new PassThrough(), new PassThrough()]
+  output.resume()
+  const connection = rpcConnection(input, output)
+  const waiting: (() => void)[] = []
+  let asked = 0
+  let most = 0
+  connection.onRequest('wait', async () => {
+    asked++
+    await new Promise<void>(resolve => waiting.push(resolve))
+    return {}
+  })
+  connection.listen()
+  for (let id = 0; id < 2500; id++)
+    input.write(`${JSON.stringify({ jsonrpc: '2.0', id, method: 'wait' })}\n`)
+  const turns = async (count: number): Promise<void> => {
+    for (let turn = 0; turn < count; turn++) await new Promise(resolve => setImmediate(resolve))
+  }
+  while (asked < 2500) {
+    await turns(1500)
+    most = Math.max(most, waiting.length)
+    for (const answer of waiting.splice(0)) answer()
+  }
+  t.equal(most, 1000)
+  connection.dispose()
+})
+
+t.test('one id is for one question at a time, and what came before the end is heard', async t => {
+  const line = (id: number): string => `${JSON.stringify({ jsonrpc: '2.0', id, method: 'wait' })}\n`
+  for (const [text, heard, fault] of [
+    [line(1) + line(1), 1, /^peer asks twice under one id: 1$/],
+    [line(1) + line(2) + line(3), 3, undefined],
+  ] as const) {
+    const input = new PassThrough()
+    const connection = rpcConnection(input, new PassThrough())
+    let asked = 0
+    let said: string | undefined
+    connection.onRequest('wait', () => {
+      asked++
+      return new Promise(() => undefined)
+    })
+    connection.onError(([error]) => (said = error.message))
+    const over = new Promise<void>(resolve => connection.onClose(() => resolve()))
+    connection.listen()
+    input.end(text)
+    await over
+    while (asked < heard) await new Promise(resolve => setImmediate(resolve))
+    t.equal(asked, heard)
+    if (fault) t.match(said, fault)
+    else t.equal(said, undefined)
+    connection.dispose()
+  }
+})
