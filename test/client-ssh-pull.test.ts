@@ -99,7 +99,10 @@ t.test('a pull goes through one key and one host, and leaves nothing behind', { 
   const world = await aWorld(t)
   const { dir } = await pullFrom(world)
   checkImages(t, dir)
-  t.strictSame(world.commands(), ['gate', `nbd mydomain/vda@${TOKEN}`, `nbd mydomain/vdb@${TOKEN}`])
+  const [gate, ...streams] = world.commands()
+  t.equal(gate, 'gate')
+  const wanted = ['vda', 'vdb'].map(target => `nbd mydomain/${target}@${TOKEN}`)
+  t.strictSame([...new Set(streams)], wanted)
   for (const end = performance.now() + 20_000; world.source.gates() > 0;)
     if (performance.now() > end) throw new Error('the gate is still there')
     else await new Promise(resolve => setTimeout(resolve, 10))
@@ -120,17 +123,22 @@ t.test('a pull goes through one key and one host, and leaves nothing behind', { 
   })
 })
 
-t.test('all connections killed in the middle: gate and disks come back', { skip }, async t => {
-  const world = await aWorld(t)
-  await world.source.serveNbd(SLOW)
-  let killed = 0
-  const watcher = inTheMiddle(() => (killed = world.sshd.killConnections()))
-  const { dir } = await pullFrom(world, { watcher })
-  t.equal(killed, 1)
-  checkImages(t, dir)
-  const ran = world.commands()
-  t.equal(ran.filter(command => command === 'gate').length, 2)
-  t.ok(ran.filter(command => command.startsWith('nbd mydomain/vda')).length >= 2, ran.join())
+t.test('a connection killed in the middle: gate or disks come back', { skip }, async t => {
+  for (const [which, isGate] of [
+    [0, true],
+    [1, false],
+  ] as const) {
+    const world = await aWorld(t)
+    await world.source.serveNbd(SLOW)
+    let connections = 0
+    const watcher = inTheMiddle(() => (connections = world.sshd.killConnections(which)))
+    const { dir } = await pullFrom(world, { watcher })
+    t.equal(connections, 2, 'the gate has its own')
+    checkImages(t, dir)
+    const ran = world.commands()
+    t.equal(ran.filter(command => command === 'gate').length, isGate ? 2 : 1)
+    if (!isGate) t.ok(ran.filter(command => command.startsWith('nbd')).length >= 4, ran.join())
+  }
 })
 
 t.test('a host that shows another key in the middle is not read from', { skip }, async t => {

@@ -32,24 +32,24 @@ export function manyStreams(
   open: (signal: AbortSignal) => Promise<DiskConnection>,
 ): DiskConnection {
   const streams = [{ disk: first, reads: 0 }]
-  const over = new AbortController()
+  const enough = new AbortController()
   let limit = most
   let coming: Promise<void> | undefined
   let notBefore = 0
 
   function destroy(reason?: Error): void {
-    over.abort(reason)
+    enough.abort(reason)
     for (const { disk } of streams) disk.destroy(reason)
   }
 
   async function openOne(): Promise<void> {
     try {
-      const disk = await open(over.signal)
-      if (over.signal.aborted) disk.destroy()
+      const disk = await open(enough.signal)
+      if (enough.signal.aborted) disk.destroy()
       else streams.push({ disk, reads: 0 })
     } catch (error) {
       const failure = toFailure(error)
-      if (over.signal.aborted) return
+      if (enough.signal.aborted) return
       if (failure.code === 'UNSAFE') destroy(failure)
       else if (isPassing(error)) notBefore = performance.now() + PAUSE_MS
       else limit = streams.length
@@ -63,7 +63,7 @@ export function manyStreams(
       if (
         stream.reads >= BUSY &&
         streams.length < limit &&
-        !over.signal.aborted &&
+        !enough.signal.aborted &&
         performance.now() >= notBefore
       )
         coming ??= openOne().finally(() => (coming = undefined))
@@ -75,7 +75,7 @@ export function manyStreams(
       }
     },
     async disconnect(timeoutMs) {
-      limit = 0
+      enough.abort()
       await coming
       await Promise.all(streams.map(({ disk }) => disk.disconnect(timeoutMs)))
     },

@@ -24,8 +24,8 @@ export interface Sshd {
   readonly dir: string
   /** The public host key of a type, as known_hosts has it. */
   hostKey(type?: KeyType): string
-  /** SIGKILLs the processes of its connections; @returns how many there were. */
-  killConnections(): number
+  /** SIGKILLs the processes of its connections, or of one, counted from the oldest. @returns how many there were */
+  killConnections(only?: number): number
   stop(): void
 }
 
@@ -123,16 +123,18 @@ export async function startSshd(
         .split(' ')
         .slice(0, 2)
         .join(' '),
-    killConnections: () => killConnections(child),
+    killConnections: only => killConnections(child, only),
     stop,
   }
 }
 
 /** Its connections are its children, and what those run. */
-function killConnections(sshd: ChildProcess): number {
+function killConnections(sshd: ChildProcess, only?: number): number {
   const all = listProcesses()
-  const mine = all.filter(({ parent }) => parent === sshd.pid)
-  for (const { pid } of mine) {
+  const mine = all
+    .filter(({ parent, zombie }) => parent === sshd.pid && !zombie)
+    .sort((a, b) => Number(a.started) - Number(b.started) || a.pid - b.pid)
+  for (const { pid } of only === undefined ? mine : mine.slice(only, only + 1)) {
     for (const below of all.filter(({ parent }) => parent === pid)) kill(below.pid)
     kill(pid)
   }

@@ -14,11 +14,11 @@ const CHANNELS = 8
 
 export interface SshPool extends AsyncDisposable {
   /**
-   * Runs a command on the source, over a connection that has room or a new one.
+   * Runs a command on the source, over a connection of such commands that has room or a new one.
    * @throws Failure as logIn; SOURCE_REFUSED; the signal's reason
    */
   exec(command: string, signal: AbortSignal): Promise<RemoteCommand>
-  /** Milliseconds to the source and back, by the newest connection; 0 before there is one. */
+  /** Milliseconds to the source and back, the shortest of all connections so far; 0 before there is one. */
   roundTripMs(): number
 }
 
@@ -28,6 +28,8 @@ interface Route extends AsyncDisposable {
 }
 
 interface Member {
+  /** The first word of its commands. */
+  readonly kind: string
   readonly route: Promise<Route>
   /** Channels that are open, or being opened. */
   used: number
@@ -41,7 +43,7 @@ export function sshPool(source: NamedSource): SshPool {
   const members = new Set<Member>()
   const unlocked: Unlocked = new Map()
   let hops: Promise<Hop[]> | undefined
-  let roundTripMs = 0
+  let roundTripMs = Infinity
 
   async function openRoute(): Promise<Route> {
     const way = await (hops ??= sshHops(source, closed.signal))
@@ -54,7 +56,7 @@ export function sshPool(source: NamedSource): SshPool {
         connection = next
       }
       if (!connection) throw new Failure('INTERNAL', 'there is no way to the source')
-      roundTripMs = connection.roundTripMs
+      roundTripMs = Math.min(roundTripMs, connection.roundTripMs)
       return { connection, [Symbol.asyncDispose]: () => cleanup[Symbol.asyncDispose]() }
     } catch (error) {
       await cleanup[Symbol.asyncDispose]()
@@ -78,12 +80,15 @@ export function sshPool(source: NamedSource): SshPool {
     }
   }
 
-  /** A place for one more channel; taken at once, so that those who ask at the same time get others. */
-  function takePlace(): Member {
-    let member = [...members].find(one => one.used < one.most)
+  /**
+   * A place for one more channel; taken at once, so that those who ask at the same time get others. The gate shares no
+   * connection with disks: a source that loses both at once takes us for dead.
+   */
+  function takePlace(kind: string): Member {
+    let member = [...members].find(one => one.kind === kind && one.used < one.most)
     if (!member) {
       const route = openRoute()
-      const made: Member = { route, used: 0, most: CHANNELS }
+      const made: Member = { kind, route, used: 0, most: CHANNELS }
       member = made
       members.add(made)
       route.then(
@@ -105,7 +110,7 @@ export function sshPool(source: NamedSource): SshPool {
       for (;;) {
         closed.signal.throwIfAborted()
         signal.throwIfAborted()
-        const member = takePlace()
+        const member = takePlace(command.split(' ', 1)[0] ?? '')
         try {
           const { connection } = await orAborted(member.route, signal)
           const starting = startCommand(connection, command)
@@ -131,7 +136,7 @@ export function sshPool(source: NamedSource): SshPool {
         }
       }
     },
-    roundTripMs: () => roundTripMs,
+    roundTripMs: () => (Number.isFinite(roundTripMs) ? roundTripMs : 0),
     async [Symbol.asyncDispose]() {
       closed.abort(new Failure('INTERNAL', 'the connections were closed'))
       await Promise.all(
