@@ -30,6 +30,8 @@ import { requires } from './nbd/requires.ts'
 
 const skip = requires('/usr/sbin/sshd', 'ssh', 'ssh-keygen')
 const never = new AbortController().signal
+/** Compiled: under a TypeScript loader it would take seconds to start. */
+const CLI = new URL('../dist/client/cli.js', import.meta.url).pathname
 /** Says back what was asked for. */
 const ECHO = 'echo "asked: $SSH_ORIGINAL_COMMAND"; cat'
 
@@ -268,6 +270,49 @@ t.test('an encrypted key needs an agent or a person', { skip }, async t => {
   const byVariable = ['IdentityAgent=SSH_AUTH_SOCK']
   t.equal(await say(sourceAt(sshd, { options: byVariable })), 'asked: gate\n')
 })
+
+/** Types on a terminal once the program asks. @returns what stood there, and the exit status */
+async function typed(command: readonly string[], keys: string): Promise<[string, number]> {
+  const line = command.map(word => `'${word}'`).join(' ')
+  const child = spawn('script', ['-qec', line, '/dev/null'], {
+    stdio: ['pipe', 'pipe', 'ignore'],
+    env: { ...process.env, NODE_OPTIONS: '' },
+  })
+  let said = ''
+  child.stdout.setEncoding('utf8').on('data', (part: string) => {
+    if (!said.includes('Passphrase') && (said + part).includes('Passphrase'))
+      child.stdin.write(keys)
+    said += part
+  })
+  const [exit] = (await once(child, 'close')) as [number]
+  return [said, exit]
+}
+
+t.test(
+  'a passphrase is asked for on the terminal, without echo',
+  { skip: skip || requires('script') },
+  async t => {
+    const dir = sshFolder(t)
+    const identity = path.join(dir, 'secret')
+    makeKey(identity, 'ed25519', 'open sesame')
+    const allow = forcedCommand(dir, 'forced', 'echo "not today" >&2; exit 11')
+    const sshd = await startSshd(t, dir, { allow, key: identity })
+    knowHosts(dir, `${hostOf(sshd)} ${sshd.hostKey()}`)
+    const config = path.join(dir, 'standby.yaml')
+    writeFileSync(
+      config,
+      `store: ${dir}/store\nsources: { a: { transport: ssh, host: 127.0.0.1, ssh: { port: ${sshd.port}, identity: ${identity} } } }\n` +
+        'domains: { mydomain: { source: a } }\n',
+    )
+    const pull = [process.execPath, CLI, 'pull', 'mydomain', '--dry-run', '--config', config]
+    const [said, exit] = await typed(pull, 'open sesame\r')
+    t.match(said, `Passphrase for ${identity}: `)
+    t.match(said, 'its gate is gone: not today')
+    t.notMatch(said, 'sesame')
+    t.equal(exit, 11)
+    t.equal((await typed(pull, '\u0003'))[1], 130, 'Ctrl-C there is an interruption')
+  },
+)
 
 t.test('behind another host: both must prove themselves', { skip }, async t => {
   const { dir, sshd } = await aHost(t)
