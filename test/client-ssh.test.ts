@@ -404,6 +404,7 @@ t.test('a command that ends early gives its last words, and a code', { skip }, a
       `printf '${words}\\n  hint: ask\\n  code: Y\\n' >&2; exit 11`,
       { code: 'SOURCE_REFUSED', reason: words, remedy: 'ask' },
     ],
+    ["printf 'a\\033[2Jb' >&2; exit 11", { code: 'SOURCE_REFUSED', reason: 'a [2Jb' }],
     ['exit 10', { code: 'SOURCE_UNREACHABLE', reason: 'it ended with exit status 10' }],
     ['kill -KILL $$', { code: 'SOURCE_UNREACHABLE', reason: 'it ended with SIGKILL' }],
     ['no-such', { code: 'SOURCE_REFUSED', reason: /not found/, remedy: /clone-server authorize/ }],

@@ -13,6 +13,7 @@ import {
 } from '../../shared/gate.ts'
 import { responseToFailure, rpcConnection } from '../../shared/rpc.ts'
 import { GRACE_MS } from './carrier.ts'
+import { harmless } from './harmless.ts'
 import { orAborted } from './or-aborted.ts'
 import type { Transport } from './transport.ts'
 
@@ -54,9 +55,7 @@ export async function openLink(
   const rpc = rpcConnection(carrier.output, carrier.input)
   const gone = (detail: string, code: FailureCode = 'SOURCE_UNREACHABLE', remedy?: string): void =>
     lost.abort(new Failure(code, `${where}: its gate is gone: ${detail}`, { remedy }))
-  void carrier.over.then(({ code, reason, remedy }) =>
-    gone(harmless(reason), code, harmless(remedy)),
-  )
+  void carrier.over.then(({ code, reason, remedy }) => gone(reason, code, remedy))
   let nonsense = false
   rpc.onError(([error]) => {
     // A broken pipe, or a stream that ends early, is followed by the end, which knows the reason.
@@ -112,22 +111,6 @@ export async function openLink(
       await carrier[Symbol.asyncDispose]()
     },
   }
-}
-
-/** The longest text of a peer that is passed on. */
-const MAX_TEXT = 4000
-
-/** A peer's words, at any depth, made safe for a terminal and a history line: no control characters, no end of them. */
-function harmless<T>(value: T): T {
-  const clean = (one: unknown): unknown =>
-    typeof one === 'string'
-      ? one.replace(/[^\P{Cc}\n\t]|\p{Cf}/gu, ' ').slice(0, MAX_TEXT)
-      : Array.isArray(one)
-        ? one.map(clean)
-        : one !== null && typeof one === 'object'
-          ? Object.fromEntries(Object.entries(one).map(([key, inner]) => [key, clean(inner)]))
-          : one
-  return clean(value) as T
 }
 
 /** Waits until a signal fires, at most so long. */

@@ -2,6 +2,7 @@
 
 import type { Readable } from 'node:stream'
 import { FAILURES, type FailureCode } from '../../shared/failures.ts'
+import { harmless } from './harmless.ts'
 
 /** How a program that we talked to ended. */
 export interface Ending {
@@ -15,7 +16,7 @@ const TAIL = 4096
 
 /**
  * Follows stderr for the reason when a program ends: its last line that is not indented, because our own programs put hint
- * and code under their sentence.
+ * and code under their sentence. Safe to print.
  */
 export function lastWords(stderr: Readable): () => { reason: string; remedy: string | undefined } {
   let tail = ''
@@ -26,7 +27,8 @@ export function lastWords(stderr: Readable): () => { reason: string; remedy: str
     const lines = tail.split('\n')
     const at = lines.findLastIndex(line => /^\S/.test(line))
     const hint = lines.slice(at + 1).find(line => line.startsWith('  hint: '))
-    return { reason: lines[at]?.trim() ?? '', remedy: hint?.slice('  hint: '.length).trim() }
+    const remedy = hint?.slice('  hint: '.length).trim()
+    return harmless({ reason: lines[at]?.trim() ?? '', remedy })
   }
 }
 

@@ -5,6 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { ClientChannel } from 'ssh2'
 import { Failure } from '../../../shared/failures.ts'
 import { GRACE_MS, type Carrier } from '../carrier.ts'
+import { harmless } from '../harmless.ts'
 import { codeOfExit, lastWords, type Ending } from '../last-words.ts'
 import type { SshConnection } from './login.ts'
 
@@ -80,7 +81,8 @@ function openChannel(connection: SshConnection, command: string): Promise<Client
   return new Promise((resolve, reject) => {
     const fail = (error: unknown): void => {
       const loss = connection.loss()
-      const { reason, message } = error as Error & { reason?: unknown }
+      const { reason, message: said } = error as Error & { reason?: unknown }
+      const message = harmless(said)
       if (loss !== undefined) reject(lost(connection, loss))
       else if (typeof reason === 'number') reject(new NoMoreChannels(message))
       else
@@ -113,7 +115,7 @@ function endingOf(
   if (reason === '')
     return {
       code: codeOfExit(exit ?? undefined),
-      reason: `it ended with ${signal ?? (typeof exit === 'number' ? `exit status ${exit}` : 'no word')}`,
+      reason: `it ended with ${harmless(signal) ?? (typeof exit === 'number' ? `exit status ${exit}` : 'no word')}`,
     }
   const authorize = exit === NOT_FOUND ? 'on the source run: clone-server authorize' : undefined
   return { code: codeOfExit(exit ?? undefined), reason, remedy: remedy ?? authorize }

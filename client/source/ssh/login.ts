@@ -4,6 +4,7 @@ import { connect as connectSocket } from 'node:net'
 import type { Duplex } from 'node:stream'
 import ssh2, { type Algorithms, type Client } from 'ssh2'
 import { Failure } from '../../../shared/failures.ts'
+import { harmless } from '../harmless.ts'
 import type { NamedSource } from '../source.ts'
 import { hostKeyAlgorithms, judgeHostKey, named, shownKey, unknownHost } from './host-key.ts'
 import type { Keys } from './keys.ts'
@@ -85,7 +86,7 @@ export async function logIn(
     throw error
   }
   // An error is followed by the connection's end.
-  client.on('error', error => (lost ??= error.message))
+  client.on('error', error => (lost ??= harmless(error.message)))
 
   return {
     hop,
@@ -138,7 +139,7 @@ async function openSocket(
       through.client.forwardOut('127.0.0.1', 0, hop.host, hop.port, (error, channel) => {
         clearTimeout(late)
         signal.removeEventListener('abort', stop)
-        if (error) fail(error.message)
+        if (error) fail(harmless(error.message))
         else resolve(channel)
       })
     } catch (error) {
@@ -181,7 +182,8 @@ function proveBoth(
     const onClose = (): void =>
       settle(denied ?? unreachable(hop, 'the connection ended before the login'))
     const explain = (error: Error & { level?: string }): Failure => {
-      const { level, message } = error
+      const { level } = error
+      const message = harmless(error.message)
       if (level === 'client-authentication' || /too many authentication failures/i.test(message))
         return refused(hop, source, keys, { tried, unsigned, methods }, error)
       if (level === 'client-timeout')
@@ -265,7 +267,7 @@ function refused(
     ),
     ...notes,
     ...unsigned,
-    ...(methods.includes('publickey') ? [] : [`it wants ${methods.join(' or ')}`]),
+    ...(methods.includes('publickey') ? [] : [`it wants ${harmless(methods.join(' or '))}`]),
   ]
   const why = [`tried: ${tried.join(', ') || 'no key, there is none'}`, ...more].join('; ')
   const remedy =
