@@ -44,6 +44,9 @@ function isEnvelope(message: unknown): boolean {
 /** A peer that asks and never reads is cut off when so much waits for it. */
 const MAX_UNREAD = 4 * MAX_MESSAGE
 
+/** A line that comes byte by byte must not cost an object for each. */
+const MOST_PARTS = 10_000
+
 class LineReader extends AbstractMessageReader {
   readonly #input: Readable
 
@@ -71,6 +74,7 @@ class LineReader extends AbstractMessageReader {
       if (end === -1) {
         parts.push(rest)
         length += rest.length
+        if (parts.length > MOST_PARTS) parts = [Buffer.concat(parts)]
         rest = Buffer.alloc(0)
         if (length > MAX_MESSAGE) fail(`peer sent a message over ${MAX_MESSAGE} bytes`)
         else this.#input.resume()
