@@ -32,9 +32,10 @@ import { clientsTable } from '../server/commands/clients.ts'
 import { revoke } from '../server/commands/revoke.ts'
 import { readSourceConfig } from '../server/config/schema.ts'
 import { requires } from './nbd/requires.ts'
+import { ROOT } from './lab/names.ts'
 
 const skip = requires('ssh-keygen')
-const CLI = new URL('../server/cli.ts', import.meta.url).pathname
+const CLI = path.join(ROOT, 'dist', 'server', 'cli.js')
 const noInput = (): Promise<string> => Promise.reject(new Error('nothing is read'))
 
 async function folder(t: Test): Promise<string> {

@@ -303,12 +303,8 @@ t.test(
     const tried = await Promise.allSettled(tries)
     const got = tried.flatMap(one => (one.status === 'fulfilled' ? [one.value] : []))
     t.equal(got.length, 48)
-    for (const one of tried)
-      if (one.status === 'rejected')
-        t.match(one.reason, {
-          code: 'SOURCE_REFUSED',
-          message: 'client alice has 48 relays open already',
-        })
+    const reasons = tried.flatMap(one => (one.status === 'rejected' ? [String(one.reason)] : []))
+    t.strictSame([...new Set(reasons)], ['Failure: client alice has 48 relays open already'])
     t.strictSame(await all(await opened(t, source, 'bob', 'db/vda'), DB.length), DB)
     for (const relay of got) await relay[Symbol.asyncDispose]()
     await until('there is room again', async () => {

@@ -1,12 +1,13 @@
 // hello between versions, by messages as another version would send them.
 
+import { createVisitor } from '../server/clients/visitor.ts'
+import { LOCAL } from '../server/clients/rights.ts'
 import t, { type Test } from 'tap'
 import { PassThrough } from 'node:stream'
 import { pino } from 'pino'
 import { cloneConfig, loadConfig } from '../client/config/effective.ts'
 import { openGate } from '../client/source/gate.ts'
 import { greet } from '../client/source/session.ts'
-import { openTransport } from '../client/source/transport.ts'
 import { serveGate } from '../server/gate/methods.ts'
 import type { Domains } from '../server/serve/domains.ts'
 import type { Source } from '../server/source.ts'
@@ -43,7 +44,7 @@ async function answerTo(message: object): Promise<unknown> {
   const [input, output] = [new PassThrough(), new PassThrough()]
   const rpc = rpcConnection(input, output)
   const source = { log: pino({ level: 'silent' }) } as unknown as Source
-  serveGate(rpc, 'alice', source, {} as Domains, HOST_ID)
+  serveGate(rpc, createVisitor('/nowhere', { client: LOCAL }, true), source, {} as Domains, HOST_ID)
   rpc.listen()
   input.write(`${JSON.stringify(message)}\n`)
   const [line] = (await new Promise<Buffer>(resolve => output.once('data', resolve)))
@@ -79,7 +80,7 @@ async function greeted(t: Test, answer: object): Promise<unknown> {
   const usual = source.handlers.hello
   source.handlers.hello = async params => ({ ...(await usual(params)), ...answer })
   const clone = cloneConfig(loadConfig(source.configFile), 'mydomain')
-  const gate = await openGate(openTransport(clone.source))
+  const gate = await openGate(clone.source, new AbortController().signal)
   t.teardown(() => gate[Symbol.asyncDispose]())
   return greet(gate, clone, { role: 'standby', epoch: 0 }, new AbortController().signal)
 }

@@ -11,7 +11,6 @@ import { pino } from 'pino'
 import { cloneConfig } from '../client/config/effective.ts'
 import { standbySchema } from '../client/config/schema.ts'
 import { openGate, type Gate } from '../client/source/gate.ts'
-import { openTransport } from '../client/source/transport.ts'
 import { sourcePaths, sourceSchema } from '../server/config/schema.ts'
 import { askServe } from '../server/serve/client.ts'
 import { serve } from '../server/serve/serve.ts'
@@ -40,7 +39,7 @@ async function growth(work: () => Promise<unknown>): Promise<number> {
 async function gateOf(t: Test, ...command: string[]): Promise<Gate> {
   const text = `sources: { alpha: { transport: unix, gateCommand: ${JSON.stringify(command)} } }\ndomains: { web: { source: alpha } }\n`
   const { source } = cloneConfig(parseConfig('standby.yaml', text, standbySchema), 'web')
-  const gate = await openGate(openTransport(source))
+  const gate = await openGate(source, new AbortController().signal)
   t.teardown(() => gate[Symbol.asyncDispose]())
   return gate
 }
@@ -147,7 +146,7 @@ async function aServe(t: Test): Promise<{ socket: string; asked: string[]; journ
     text: args => Promise.resolve(args).then(refuse),
     monitor: () => ({ execute: () => Promise.reject(new Failure('SOURCE_REFUSED', 'not here')) }),
   }
-  const paths = sourcePaths(config)
+  const paths = sourcePaths(config, '/nowhere/source.yaml')
   const log = pino({ level: 'silent' })
   const stop = new AbortController()
   await new Promise<void>((ready, failed) => {

@@ -2,7 +2,7 @@
 
 import { execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { readFileSync, writeFileSync } from 'node:fs'
+import { chmodSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import path from 'node:path'
 import { Duplex } from 'node:stream'
@@ -13,17 +13,21 @@ import { askServe, connectToServe, openServeLink, type ServeLink } from '../serv
 import { authorize } from '../server/commands/authorize.ts'
 import { revoke } from '../server/commands/revoke.ts'
 import { readSourceConfig } from '../server/config/schema.ts'
+import { listenForGates } from '../server/serve/gate-socket.ts'
+import { Cleanup } from '../shared/cleanup.ts'
 import { permitPeer } from '../server/clients/rights.ts'
 import { openRelay } from '../server/gate/relay-nbd.ts'
 import { parseExportName } from '../shared/names.ts'
 import { openNbd } from '../shared/nbd/client.ts'
 import { rpcConnection } from '../shared/rpc.ts'
 import { requires } from './nbd/requires.ts'
-import { DIST, smallSource, type SmallSource } from './server/small-source.ts'
+import { smallSource, type SmallSource } from './server/small-source.ts'
 
 const DISK = Buffer.alloc(1024 * 1024, 'data')
 const TOKEN = 'a'.repeat(32)
 const HELLO = { protocol: { min: 1, max: 1 }, version: '0', clockMs: 0 }
+
+const isRoot = process.getuid?.() === 0
 
 async function until(what: string, is: () => boolean | Promise<boolean>, seconds = 20) {
   const end = Date.now() + seconds * 1000
@@ -226,6 +230,56 @@ t.test('a client has so many gates, and so many questions at once', async t => {
   t.ok(await (await gate(t, source, 'bob')).ask('hello', HELLO), 'and others are answered')
 })
 
+/** What a user sees who opens a unix socket and says two lines: the first line of the answer, or why there is none. */
+const PERL = `use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or do { print "$!"; exit };
+print $s $ARGV[1], "\\n", $ARGV[2], "\\n"; my $l = <$s>; print defined $l ? $l : 'closed'`
+
+t.test(
+  'a group may open one socket, for gates and relays only, of clients with rights',
+  { skip: requires('perl', 'setpriv', 'getent') || (isRoot ? false : 'needs root') },
+  async t => {
+    const source = await aSource(t)
+    await source.authorize('alice', '{ domains: [web] }')
+    const socket = path.join(source.dir, 'gate', 'gate.sock')
+    await using cleanup = new Cleanup()
+    chmodSync(source.serveSocket, 0o600)
+    await listenForGates(source.gateServer(), socket, 'nogroup', cleanup)
+    const gid = Number(execFileSync('getent', ['group', 'nogroup']).toString().split(':')[2])
+    t.match(statSync(socket), { uid: 0, gid })
+    t.equal(statSync(socket).mode & 0o777, 0o660)
+    t.match(statSync(path.dirname(socket)), { uid: 0, gid })
+    t.equal(statSync(path.dirname(socket)).mode & 0o777, 0o750)
+    t.equal(statSync(source.dir).mode & 0o777, 0o710)
+    const hello = JSON.stringify({ jsonrpc: '2.0', id: 1, method: 'hello', params: HELLO })
+    const as = async (group: number, where: string, role: object): Promise<string> => {
+      const user = ['--reuid=65534', `--regid=${group}`, '--clear-groups', '--']
+      const child = spawn(
+        'setpriv',
+        [...user, 'perl', '-e', PERL, where, JSON.stringify(role), hello],
+        { stdio: ['ignore', 'pipe', 'inherit'] },
+      )
+      let said = ''
+      child.stdout.on('data', (part: Buffer) => (said += part.toString()))
+      await once(child, 'close')
+      return said
+    }
+    const alice = { role: 'gate', client: 'alice' }
+    t.match(await as(gid, socket, alice), '"role":"source"')
+    t.match(
+      await as(gid, socket, { role: 'gate', client: 'local' }),
+      'local is not authorized here',
+    )
+    t.equal(await as(gid, socket, { role: 'operator' }), 'closed')
+    t.equal(await as(gid, socket, { role: 'hook' }), 'closed')
+    t.equal(await as(gid, source.serveSocket, alice), 'Permission denied')
+    t.equal(await as(gid - 1, socket, alice), 'Permission denied')
+    await t.rejects(listenForGates(source.gateServer(), socket, 'no-such-group', cleanup), {
+      code: 'USAGE',
+      message: 'listen.gate.group: there is no group no-such-group on this host',
+    })
+  },
+)
+
 /** A free port, as sshd itself cannot choose one. */
 async function freePort(): Promise<number> {
   const server = createServer().listen(0, '127.0.0.1')
@@ -276,7 +330,6 @@ async function sshd(t: Test, dir: string, identity: string): Promise<string[]> {
 }
 
 const SSH = requires('ssh', 'ssh-keygen', 'nbd-server')
-const isRoot = process.getuid?.() === 0
 
 t.test(
   'through a real sshd: one line, and no way around it',
@@ -296,8 +349,6 @@ t.test(
       () => Promise.reject(new Error('nothing is read')),
     )
     t.match(done.line, /^restrict,from="127\.0\.0\.1",command="/)
-    // The compiled program, for the speed of it.
-    writeFileSync(file, done.line.replace(/[^ "]*\/server\/cli\.ts/, DIST))
     const login = await sshd(t, dir, identity)
     const ssh = (words: string[]) => {
       const child = spawn('ssh', [...login, ...words], { stdio: 'pipe' })

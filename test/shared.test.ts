@@ -1,5 +1,6 @@
 // What both sides share: the failure table, names, quantities, cleanup, RPC by line.
 
+import { once } from 'node:events'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
@@ -213,4 +214,28 @@ t.test('one id is for one question at a time, and what came before the end is he
     else t.equal(said, undefined)
     connection.dispose()
   }
+})
+
+t.test('a peer that floods waits for its turn, and nothing is kept for it meanwhile', async t => {
+  const input = new PassThrough()
+  const connection = rpcConnection(input, new PassThrough().resume())
+  let handled = 0
+  connection.onNotification('ping', () => {
+    handled++
+  })
+  connection.listen()
+  const many = Buffer.from(`${JSON.stringify({ jsonrpc: '2.0', method: 'ping' })}\n`.repeat(1000))
+  const flood = async (chunks: number): Promise<void> => {
+    for (let sent = 0; sent < chunks; sent++) if (!input.write(many)) await once(input, 'drain')
+  }
+  const flooded = flood(20)
+  await new Promise(resolve => setImmediate(resolve))
+  t.ok(handled < 100, `${handled} at once`)
+  t.ok(input.isPaused(), 'the stream waits, and with it the peer')
+  t.ok(input.readableLength + input.writableLength < 4 * many.length)
+  await flooded
+  const end = Date.now() + 20_000
+  while (handled < 20_000 && Date.now() < end) await new Promise(resolve => setImmediate(resolve))
+  t.equal(handled, 20_000, 'and every one is answered')
+  connection.dispose()
 })

@@ -97,7 +97,9 @@ export function rightsFile(directory: string, client: string): string {
  */
 export async function readRights(directory: string, client: string): Promise<Rights> {
   const missing = new Failure('SOURCE_REFUSED', `client ${client} is not authorized here`, {
-    remedy: `on the source run: clone-server authorize KEY --client ${client} --domains ...`,
+    remedy: RESERVED.includes(client)
+      ? 'name a client that is authorized: clone-server gate --client NAME'
+      : `on the source run: clone-server authorize KEY --client ${client} --domains ...`,
   })
   if (isReserved(client)) throw missing
   const file = rightsFile(directory, client)

@@ -63,7 +63,9 @@ function sentencesOf(one: DomainStatus): string[] {
     lines.push(`${domain}: ${one.consistency ?? ''}, ${tookOf({ freezeMs, snapshotMs })}`)
   if (last) lines.push(...lastOf(last).map(line => `${domain}: ${line}`))
   for (const refusal of refusals)
-    lines.push(`${domain}: refused ${refusal.export} at ${clock(refusal.at)}: ${refusal.reason}`)
+    lines.push(
+      `${domain}: refused ${refusal.export}${refusal.client === undefined ? '' : ` for ${refusal.client}`} at ${clock(refusal.at)}: ${refusal.reason}`,
+    )
   return lines
 }
 

@@ -64,7 +64,9 @@ export function controlServer(log: Log, roles: ReadonlySet<Role['role']>, attach
 function readRole(socket: Socket, roles: ReadonlySet<Role['role']>): Promise<Role> {
   return new Promise((resolve, reject) => {
     let got = Buffer.alloc(0)
-    const timer = setTimeout(() => done(new Error('said nothing')), ROLE_MS)
+    // After the turn's reading, so that a serve that was busy for so long does not take that for silence.
+    const late = (): void => void setImmediate(() => done(new Error('said nothing')))
+    const timer = setTimeout(late, ROLE_MS)
     const done = (error?: Error, role?: Role): void => {
       clearTimeout(timer)
       socket.off('data', onData).off('close', onClose)

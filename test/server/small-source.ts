@@ -1,7 +1,7 @@
 // A source for tests of who is let in: serve's real control socket, connections and relays, and the real nbd-server with
 // the real hooks; only the domains behind them are images that need no libvirt.
 
-import { chmod, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import type { Server, Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
@@ -22,8 +22,6 @@ import type { Member } from '../../server/session/session.ts'
 import { createSource } from '../../server/source.ts'
 
 const HOST_ID = '6b0f2d7e-3b57-4c83-9e0c-2f1f0f4b6a01'
-/** The compiled program: faster to start than the sources, and free of what runs TypeScript. */
-export const DIST = path.resolve(import.meta.dirname, '../../dist/server/cli.js')
 
 /** Log lines as they were written. */
 export interface Logged {
@@ -47,23 +45,14 @@ export interface SmallSource {
   authorize(client: string, yaml: string | undefined): Promise<void>
   /** A lease as the gate gives it. */
   lease(domain: string, client: string): Lease
+  /** A server for gates that do not run as root; not listening yet. */
+  gateServer(): Server
   /** Called every second in serve. */
   tick(): void
 }
 
 interface TestLike {
   teardown(step: () => unknown): void
-}
-
-/** nbd-server whose hooks are compiled, because it gives them none of what runs TypeScript. */
-async function nbdServerWrapper(dir: string): Promise<void> {
-  const bin = path.join(dir, 'bin')
-  await mkdir(bin)
-  const real = '/usr/bin/nbd-server'
-  const script = `#!/bin/sh\nsed -i "s#'[^']*/server/cli.ts'#'${DIST}'#" "$3"\nexec ${real} "$@"\n`
-  await writeFile(path.join(bin, 'nbd-server'), script)
-  await chmod(path.join(bin, 'nbd-server'), 0o755)
-  process.env['PATH'] = `${bin}:${process.env['PATH'] ?? ''}`
 }
 
 /** @param disks domain -> target -> content */
@@ -73,12 +62,7 @@ export async function smallSource(
 ): Promise<SmallSource> {
   // A socket's path may have 107 bytes, fewer than a fixture's directory.
   const dir = await mkdtemp(path.join(tmpdir(), 'nbd-clone-test-'))
-  const PATH = process.env['PATH']
-  t.teardown(async () => {
-    process.env['PATH'] = PATH
-    await rm(dir, { recursive: true, force: true })
-  })
-  await nbdServerWrapper(dir)
+  t.teardown(() => rm(dir, { recursive: true, force: true }))
   const configFile = path.join(dir, 'source.yaml')
   const names = Object.keys(disks)
   const yaml = `{ runDir: ${dir}, stateDir: ${dir}, domains: { ${names.map(name => `${name}: {}`).join(', ')} } }`
@@ -119,6 +103,7 @@ export async function smallSource(
       else await writeFile(file, rights)
     },
     lease: (domain, client) => domains.get(domain).open(client).lease,
+    gateServer: () => controlServer(source.log, GATE_ROLES, attachRoles(serving, false)),
     tick: () => connections.tick(),
   }
 }
