@@ -41,13 +41,20 @@ trap 'exit 130' INT TERM
 say 'Two hosts, and a guest that writes numbered records to two disks all the time'
 lab up --owner $$
 source_ sh -c 'mkdir -p /etc/nbd-clone; cat > /etc/nbd-clone/source.yaml' <<'YAML'
-listen: { tcp: { host: 10.77.77.1, insecure: true } } # plain TCP between two lab hosts; say so or use the unix socket
 domains: { mydomain: {} }
 YAML
 standby sh -c 'mkdir -p /etc/nbd-clone; cat > /etc/nbd-clone/standby.yaml' <<'YAML'
-sources: { alpha: { transport: tcp, host: source, insecure: true, gate: ssh } }
+sources: { alpha: { transport: ssh, host: source, ssh: { identity: /etc/nbd-clone/id_ed25519 } } }
 domains: { mydomain: { source: alpha, rpo: 4h } }
 YAML
+
+say 'A key on the standby, which may do nothing on the source but pull this domain'
+standby ssh-keygen -q -t ed25519 -N '' -C standby1 -f /etc/nbd-clone/id_ed25519
+echo 'source# clone-server authorize - --client standby1 --domains mydomain --install <id_ed25519.pub'
+standby cat /etc/nbd-clone/id_ed25519.pub >"$work/standby1.pub"
+source_ clone-server authorize - --client standby1 --domains mydomain --install <"$work/standby1.pub"
+
+say 'The guest writes'
 source_ clone-server serve --json >"$work/ready" 2>"$work/serve.log" &
 tries=0
 until [ -s "$work/ready" ]; do

@@ -218,11 +218,12 @@ t.test('a client has so many gates, and so many questions at once', async t => {
   )
   const before = process.memoryUsage().rss
   const id = 'x'.repeat(20_000)
-  const question = `${JSON.stringify({ jsonrpc: '2.0', id, method: 'hello', params: HELLO })}\n`
+  const question = (at: number): string =>
+    `${JSON.stringify({ jsonrpc: '2.0', id: `${at}${id}`, method: 'hello', params: HELLO })}\n`
   let asked = 0
   const flood = async (): Promise<void> => {
     for (; !socket.destroyed && asked < 100_000; asked++)
-      if (!socket.write(question)) await once(socket, 'drain')
+      if (!socket.write(question(asked))) await once(socket, 'drain')
   }
   await Promise.race([ended, flood().catch(() => undefined)])
   t.ok(asked > 100 && asked < 10_000, `cut off after ${asked} questions`)

@@ -402,11 +402,11 @@ t.test('a lease of the gate ends when nothing of its client is left', t => {
   lease.gate = undefined
   lease.idleSince = now
   t.equal(lapseOf(lease, now), undefined, 'a connection alone')
-  t.equal(lapseOf(lease, now + 4000), undefined, 'both went with one transport, and may come back')
-  t.match(lapseOf(lease, now + 4001), { message: /its client went away/ })
-  lease.gateLostAt = now + 3000
-  t.equal(lapseOf(lease, now + 7000), undefined, 'the gate went last')
-  t.match(lapseOf(lease, now + 7001), { message: /its client went away/ })
+  t.equal(lapseOf(lease, now + 3000), undefined, 'both went with one transport, and may come back')
+  t.match(lapseOf(lease, now + 3001), { message: /its client went away/ })
+  lease.gateLostAt = now + 2000
+  t.equal(lapseOf(lease, now + 5000), undefined, 'the gate went last')
+  t.match(lapseOf(lease, now + 5001), { message: /its client went away/ })
   t.match(lapseOf({ ...lease, gate: {} }, now + 26_000), { message: /no sign of life for 30 s/ })
   t.equal(lapseOf({ ...lease, kind: 'operator' }, now + 1), undefined)
   t.end()

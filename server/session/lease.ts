@@ -11,7 +11,7 @@ const LEASE_LAPSE_MS = 30_000
 /** Without any connection a living lease keeps its session so long. */
 const LEASE_IDLE_MS = 60_000
 /** A transport that carried all of a client may break and come back; a client that was killed is not waited for longer. */
-const RETURN_MS = 4_000
+const RETURN_MS = 3_000
 /** More than a client with retries needs, few enough that a mad one costs nothing. */
 const LEASES_PER_CLIENT = 8
 /** Leases that are over, whose outcome may still be asked. */

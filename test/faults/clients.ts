@@ -4,7 +4,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { inHost } from '../lab/enter.ts'
 import type { HostName } from '../lab/names.ts'
 import { waitFor } from '../lab/processes.ts'
-import { IMAGES, NBD } from '../lab/world.ts'
+import { IMAGES, NBD, SSH } from '../lab/world.ts'
 import { unsettled } from './checks.ts'
 import { letGo, refuseCalls } from './holds.ts'
 import type { Chance, Happened, Scenario } from './scenario.ts'
@@ -96,7 +96,7 @@ const THIRD = `${IMAGES}/third.raw`
 const MAKE_THIRD = `truncate -s 64M ${THIRD} && dd if=/dev/urandom of=${THIRD} bs=1M count=8 conv=notrunc status=none`
 const SECOND = '/etc/nbd-clone/second.yaml'
 const SECOND_CONFIG = `
-sources: { alpha: { transport: tcp, host: source, insecure: true, gate: ssh } }
+sources: { alpha: { transport: tcp, host: source, insecure: true, gate: ssh, ${SSH} } }
 domains: { second: { domain: mydomain, source: alpha, rpo: 4h } }
 `
 const SECOND_CLONE = '/var/lib/nbd-clone/clones/second'

@@ -8,7 +8,7 @@ import { agentAnswers } from '../lab/guest.ts'
 import type { HostName } from '../lab/names.ts'
 import type { Lab } from '../lab/lab.ts'
 import { waitFor } from '../lab/processes.ts'
-import { NBD, startServe, startWorld, VDA, VDB, type Serve } from '../lab/world.ts'
+import { NBD, SSH, startServe, startWorld, VDA, VDB, type Serve } from '../lab/world.ts'
 import { mark, NOTHING, type Synced } from './guest-data.ts'
 import { hold, installWrapper, letGo, type Hold } from './holds.ts'
 import { Monitor, withSecondMonitor } from './monitor.ts'
@@ -19,7 +19,7 @@ export const JOURNAL = '/var/lib/nbd-clone/sessions/mydomain.journal'
 export const DEFINITION = '/root/mydomain.xml'
 const BRAKED = '/etc/nbd-clone/braked.yaml'
 const BRAKED_CONFIG = `
-sources: { alpha: { transport: unix, socket: ${BRAKE_SOCKET}, gate: ssh, host: source } }
+sources: { alpha: { transport: unix, socket: ${BRAKE_SOCKET}, gate: ssh, host: source, ${SSH} } }
 domains: { mydomain: { source: alpha, rpo: 4h, keep: { last: 2 }, stall: 15s } }
 `
 /** As long as systemd waits before it starts a service that failed. */

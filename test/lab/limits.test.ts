@@ -16,6 +16,7 @@ import {
   startWorld,
   untilOnBases,
   type Serve,
+  SSH,
 } from './world.ts'
 
 t.setTimeout(500_000)
@@ -31,7 +32,7 @@ const NO_STALL = '{ session: { floor: 0 }, overlay: { max: 8MiB } }'
 /** A pull that stands still for certain, and would not notice that for long. */
 const BRAKED = '/etc/nbd-clone/braked.yaml'
 const BRAKED_CONFIG = `
-sources: { alpha: { transport: unix, socket: ${BRAKE_SOCKET}, gate: ssh, host: source } }
+sources: { alpha: { transport: unix, socket: ${BRAKE_SOCKET}, gate: ssh, host: source, ${SSH} } }
 domains: { mydomain: { source: alpha, rpo: 4h, stall: 5m } }
 `
 

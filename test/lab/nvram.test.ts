@@ -2,7 +2,7 @@
 
 import t from 'tap'
 import { writeInHost } from './identity.ts'
-import { clone, IMAGES, startServe, startWorld } from './world.ts'
+import { clone, IMAGES, SSH, startServe, startWorld } from './world.ts'
 
 t.setTimeout(200_000)
 
@@ -24,8 +24,8 @@ pid=$(cat /run/libvirtd.pid); kill $pid; while kill -0 $pid 2>/dev/null; do slee
 
 t.test('the UEFI variables of a domain that is shut off arrive byte for byte', async t => {
   const lab = await startWorld(
-    'listen: { tcp: { host: 10.77.77.1, insecure: true } }\ndomains: { uefi: {} }\n',
-    'sources: { alpha: { transport: tcp, host: source, insecure: true, gate: ssh } }\n' +
+    'domains: { uefi: {} }\n',
+    `sources: { alpha: { transport: ssh, host: source, ${SSH} } }\n` +
       'domains: { uefi: { source: alpha, rpo: 4h } }\n',
   )
   t.teardown(() => lab[Symbol.asyncDispose]())

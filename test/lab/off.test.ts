@@ -22,6 +22,7 @@ import {
   VDB,
   wrapProgram,
   type Serve,
+  SSH,
 } from './world.ts'
 
 t.setTimeout(500_000)
@@ -35,7 +36,7 @@ domains: { mydomain: { ${policy} }, passing: {} }
 `
 const BRAKED = '/etc/nbd-clone/braked.yaml'
 const BRAKED_CONFIG = `
-sources: { alpha: { transport: unix, socket: ${BRAKE_SOCKET}, gate: ssh, host: source } }
+sources: { alpha: { transport: unix, socket: ${BRAKE_SOCKET}, gate: ssh, host: source, ${SSH} } }
 domains: { mydomain: { source: alpha, rpo: 4h, stall: 30s } }
 `
 /** Runs after ours, and sees what a start would find. */

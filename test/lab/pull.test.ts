@@ -18,6 +18,7 @@ import {
   startWorld,
   untilOnBases,
   type Serve,
+  SSH,
 } from './world.ts'
 
 t.setTimeout(500_000)
@@ -33,9 +34,9 @@ ${domains}
 `
 const STANDBY_CONFIG = `
 sources:
-  alpha: { transport: tcp, host: source, insecure: true, gate: ssh }
-  nowhere: { transport: tcp, host: 10.77.77.9, insecure: true, gate: ssh }
-  noport: { transport: tcp, host: source, port: 9, insecure: true, gate: ssh }
+  alpha: { transport: tcp, host: source, insecure: true, gate: ssh, ${SSH} }
+  nowhere: { transport: tcp, host: 10.77.77.9, insecure: true, gate: ssh, ${SSH} }
+  noport: { transport: tcp, host: source, port: 9, insecure: true, gate: ssh, ${SSH} }
 defaults: { source: alpha, rpo: 4h, keep: { last: 2 } }
 domains:
   mydomain: {}
@@ -49,7 +50,7 @@ domains:
 /** The same clone, but NBD goes through the brake. */
 const BRAKED = '/etc/nbd-clone/braked.yaml'
 const BRAKED_CONFIG = `
-sources: { alpha: { transport: unix, socket: ${BRAKE_SOCKET}, gate: ssh, host: source } }
+sources: { alpha: { transport: unix, socket: ${BRAKE_SOCKET}, gate: ssh, host: source, ${SSH} } }
 domains: { mydomain: { source: alpha, rpo: 4h, keep: { last: 2 }, stall: 15s } }
 `
 /** A clone that the source keeps of itself. */

@@ -28,8 +28,12 @@ restartLibvirt: [sh, ${RESTART_LIBVIRT}]
 domains: { mydomain: {${settings}} }
 `
 }
+/** The standby's key for pulls; its other one is a person's. */
+const PULL_KEY = '/etc/nbd-clone/id_ed25519'
+/** In a source of standby.yaml: how it is logged in to. */
+export const SSH = `ssh: { identity: ${PULL_KEY} }`
 const STANDBY_CONFIG = `
-sources: { alpha: { transport: tcp, host: source, insecure: true, gate: ssh } }
+sources: { alpha: { transport: ssh, host: source, ${SSH} } }
 domains: { mydomain: { source: alpha, rpo: 4h } }
 `
 
@@ -93,7 +97,17 @@ export async function startWorld(
   await lab.writeFile('source', '/etc/nbd-clone/source.yaml', config)
   await lab.writeFile('source', RESTART_LIBVIRT, RESTART_SCRIPT)
   await lab.writeFile('standby', '/etc/nbd-clone/standby.yaml', standbyConfig)
+  await authorizeStandby(lab)
   return lab
+}
+
+/** As the README has it: a key on the standby that may do nothing on the source but pull. */
+async function authorizeStandby(lab: Lab): Promise<void> {
+  const comment = ['-C', 'standby']
+  await lab.standby(['ssh-keygen', '-q', '-t', 'ed25519', '-N', '', ...comment, '-f', PULL_KEY])
+  const { stdout: key } = await lab.standby(['cat', `${PULL_KEY}.pub`])
+  const rights = ['--client', 'standby', '--domains', 'all', '--install']
+  await lab.source(['clone-server', 'authorize', key.trim(), ...rights])
 }
 
 /** What is wrong with the source: nothing, when live and inactive XML, QEMU and the images directory are as found. */
