@@ -38,7 +38,7 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT TERM
 
-say 'Two hosts, and a guest that writes numbered records to two disks all the time'
+say 'Two hosts'
 lab up --owner $$
 source_ sh -c 'mkdir -p /etc/nbd-clone; cat > /etc/nbd-clone/source.yaml' <<'YAML'
 domains: { mydomain: {} }
@@ -50,11 +50,12 @@ YAML
 
 say 'A key on the standby, which may do nothing on the source but pull this domain'
 standby ssh-keygen -q -t ed25519 -N '' -C standby1 -f /etc/nbd-clone/id_ed25519
-echo 'source# clone-server authorize - --client standby1 --domains mydomain --install <id_ed25519.pub'
 standby cat /etc/nbd-clone/id_ed25519.pub >"$work/standby1.pub"
-source_ clone-server authorize - --client standby1 --domains mydomain --install <"$work/standby1.pub"
+source_ sh -c 'cat >/root/standby1.pub' <"$work/standby1.pub"
+echo 'source# clone-server authorize standby1.pub --client standby1 --domains mydomain --install'
+source_ clone-server authorize /root/standby1.pub --client standby1 --domains mydomain --install
 
-say 'The guest writes'
+say 'A guest that writes numbered records to two disks all the time'
 source_ clone-server serve --json >"$work/ready" 2>"$work/serve.log" &
 tries=0
 until [ -s "$work/ready" ]; do
