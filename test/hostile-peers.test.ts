@@ -2,7 +2,7 @@
 // named, and others are served meanwhile.
 
 import t, { type Test } from 'tap'
-import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { once } from 'node:events'
 import { connect, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -146,7 +146,10 @@ async function aServe(t: Test): Promise<{ socket: string; asked: string[]; journ
     text: args => Promise.resolve(args).then(refuse),
     monitor: () => ({ execute: () => Promise.reject(new Failure('SOURCE_REFUSED', 'not here')) }),
   }
-  const paths = sourcePaths(config, '/nowhere/source.yaml')
+  const paths = sourcePaths(config, path.join(dir, 'source.yaml'))
+  mkdirSync(path.join(dir, 'clients'))
+  for (const client of ['mad', 'honest'])
+    writeFileSync(path.join(dir, 'clients', `${client}.yaml`), 'domains: all\n')
   const log = pino({ level: 'silent' })
   const stop = new AbortController()
   await new Promise<void>((ready, failed) => {

@@ -1,6 +1,6 @@
 // The gate of a source that is this host: a child.
 
-import { spawn } from 'node:child_process'
+import { spawn, type ChildProcessWithoutNullStreams } from 'node:child_process'
 import { once } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Failure } from '../../shared/failures.ts'
@@ -29,26 +29,31 @@ export async function startChild(command: readonly string[]): Promise<Carrier> {
       resolve({ code: codeOfExit(exit ?? undefined), reason: reason || how, remedy })
     }),
   )
-  const kill = (signal: NodeJS.Signals): void => void child.kill(signal)
-
   return {
     output: child.stdout,
     input: child.stdin,
     over,
-    abandon: () => kill('SIGTERM'),
+    abandon: () => void child.kill('SIGTERM'),
     async [Symbol.asyncDispose]() {
-      if (child.exitCode !== null || child.signalCode !== null) return
-      const exited = once(child, 'exit')
-      child.stdin.end()
-      for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
-        const waited = new AbortController()
-        const late = sleep(GRACE_MS, 'late', { signal: waited.signal }).catch(() => undefined)
-        const first = await Promise.race([exited, late])
-        waited.abort()
-        if (first !== 'late') return
-        kill(signal)
-      }
-      await exited
+      await endChild(child)
+      // What nobody reads any more would keep this program.
+      for (const stream of child.stdio) stream?.destroy()
     },
   }
+}
+
+/** Ends a child: its input is closed, then SIGTERM, then SIGKILL. */
+async function endChild(child: ChildProcessWithoutNullStreams): Promise<void> {
+  if (child.exitCode !== null || child.signalCode !== null) return
+  const exited = once(child, 'exit')
+  child.stdin.end()
+  for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
+    const waited = new AbortController()
+    const late = sleep(GRACE_MS, 'late', { signal: waited.signal }).catch(() => undefined)
+    const first = await Promise.race([exited, late])
+    waited.abort()
+    if (first !== 'late') return
+    child.kill(signal)
+  }
+  await exited
 }

@@ -13,6 +13,7 @@ import { describeMachine, resultOf, table, type Result } from './report.ts'
 import { otherPrograms, ourPull, type Row, type Run } from './rows.ts'
 import { storeRows } from './store.ts'
 import * as virtnbdbackup from './virtnbdbackup.ts'
+import { WAYS, waysRows } from './ways.ts'
 import {
   HALF,
   makeFolder,
@@ -33,6 +34,7 @@ const NAMES = [
   'nbdcopy-openssl',
   'qemu-img',
   'virtnbdbackup',
+  ...WAYS,
   'pull-64g',
   'store',
 ]
@@ -42,6 +44,7 @@ const ABOUT = [
   'copy, SHA-256 of every MiB, fsync, read-back with O_DIRECT where there is, publish); the gate is that of the tests, so',
   'no domain is frozen or merged. Medians; the rows take turns; files are synced and removed between runs, off the clock.',
   'Times ours above 1: slower than our whole pull. CPU and memory are those of the client, not of the server.',
+  'ssh, tls, tcp: on loopback, with a real sshd, the relays and the TLS listener of the product. limit: its copy ought to take 10.24 s.',
 ]
 
 const say = (line: string): void => void process.stdout.write(`${line}\n`)
@@ -121,6 +124,8 @@ async function benchPulls(
     ourPull('pull', 'clone pull: copied, hashed, synced, read back, published', folder, served),
     ...otherPrograms(folder, served),
   ].filter(({ name }) => wanted(name))
+  if (WAYS.some(wanted))
+    rows.push(...(await waysRows(folder, served, cleanup)).filter(({ name }) => wanted(name)))
   if (wanted(virtnbdbackup.NAME)) {
     note('making the lab for virtnbdbackup')
     const row = await virtnbdbackup.virtnbdbackupRow(folder, image, cleanup, signal)

@@ -26,15 +26,30 @@ export interface Row {
 const CLONE = fileURLToPath(new URL('../../client/cli.js', import.meta.url))
 
 /** The product's own command, from a fresh clone to a published generation. */
-export function ourPull(name: string, title: string, folder: string, served: Served): Row {
+export function ourPull(
+  name: string,
+  title: string,
+  folder: string,
+  served: Pick<Served, 'config' | 'store'>,
+  more: readonly string[] = [],
+): Row {
   const { config, store } = served
   return {
     name,
     title,
-    command: 'clone pull mydomain',
+    command: ['clone pull mydomain', ...more].join(' '),
     copy: path.join(store, 'mydomain', 'current', 'vda.raw'),
     async run(signal) {
-      const argv = [process.execPath, CLONE, 'pull', 'mydomain', '--config', config, '--json']
+      const argv = [
+        process.execPath,
+        CLONE,
+        'pull',
+        'mydomain',
+        '--config',
+        config,
+        '--json',
+        ...more,
+      ]
       const measured = await measure(argv, folder, signal)
       const { results } = JSON.parse(measured.stdout) as {
         results: { seconds: Record<string, number> }[]

@@ -41,6 +41,10 @@ export interface Served {
   readonly config: string
   /** Where that puts its clones. */
   readonly store: string
+  /** Of the tests' gate: argv. */
+  readonly gateCommand: readonly string[]
+  /** Of nbd-server on a connection. */
+  readonly serverConfig: string
 }
 
 /** A private folder under `parent`. @param space bytes that it wants. @throws Failure SPACE */
@@ -124,12 +128,13 @@ export async function serve(folder: string, image: string, cleanup: Cleanup): Pr
   await symlink(image, source.file('vda'))
   const standby = path.join(folder, `${name}.yaml`)
   const store = path.join(folder, `${name}.store`)
-  const gateCommand = loadConfig(source.configFile).sources['alpha']?.gateCommand
+  const gateCommand = loadConfig(source.configFile).sources['alpha']?.gateCommand ?? []
   await writeFile(
     standby,
     `store: ${store}\n` +
       `sources: { bench: { transport: unix, socket: ${socket}, gateCommand: ${JSON.stringify(gateCommand)} } }\n` +
       `domains: { mydomain: { source: bench } }\n`,
   )
-  return { image, uri: `nbd+unix:///disk?socket=${socket}`, config: standby, store }
+  const uri = `nbd+unix:///disk?socket=${socket}`
+  return { image, uri, config: standby, store, gateCommand, serverConfig: config }
 }

@@ -95,6 +95,8 @@ export async function startSshd(
     ...hostKeys.map(type => `HostKey ${file(type)}`),
     ...[`AuthorizedKeysFile ${file('authorized_keys')}`, 'PermitRootLogin prohibit-password'],
     ...['PasswordAuthentication no', 'KbdInteractiveAuthentication no', 'UseDNS no'],
+    // What the user's own shell runs at its start is not the test's, nor may it be killed there.
+    `SetEnv HOME=${dir}`,
     ...config,
   ]
   writeFileSync(file('config'), lines.join('\n') + '\n')

@@ -1,3 +1,3 @@
-// The token under which standby1 may connect to each domain of a test's source.
+// The token under which standby1 may connect to each domain of a test's source; it is the fake source's, too.
 
-export const TOKEN = '1'.repeat(32)
+export const TOKEN = 'a'.repeat(32)
