@@ -26,12 +26,13 @@ import {
   type Sshd,
   type SshdOptions,
 } from './client/sshd.ts'
+import { ROOT } from './lab/names.ts'
 import { requires } from './nbd/requires.ts'
 
 const skip = requires('/usr/sbin/sshd', 'ssh', 'ssh-keygen')
 const never = new AbortController().signal
 /** Compiled: under a TypeScript loader it would take seconds to start. */
-const CLI = new URL('../dist/client/cli.js', import.meta.url).pathname
+const CLI = path.join(ROOT, 'dist', 'client', 'cli.js')
 /** Says back what was asked for. */
 const ECHO = 'echo "asked: $SSH_ORIGINAL_COMMAND"; cat'
 

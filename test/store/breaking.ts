@@ -172,7 +172,7 @@ const digest: Break = async ({ standby }) => {
 }
 
 async function isFound(standby: Standby, id: string, what: string): Promise<string[]> {
-  const { code, stderr } = await standby.clone('verify', id)
+  const { code, stderr } = await standby.quick({}, 'verify', id)
   const wrong = code === INTEGRITY ? [] : [`verify of ${what} exits ${code}: ${stderr}`]
   if ((await currentOf(standby.dir)) === id) wrong.push(`${what}: current still shows it`)
   return wrong
@@ -244,7 +244,7 @@ export async function breakAgain(
 async function wrongAfterwards(standby: Standby): Promise<string[]> {
   const wrong: string[] = []
   const does = async (...[command, ...more]: [string, ...string[]]): Promise<void> => {
-    const { code, stderr } = await standby.clone(command, ...more)
+    const { code, stderr } = await standby.quick({}, command, ...more)
     if (code !== 0) wrong.push(`clone ${[command, ...more].join(' ')} exits ${code}: ${stderr}`)
   }
   const looks = async (): Promise<void> => {

@@ -92,7 +92,7 @@ export async function recordCommands(
     stages.push({ what, current, generations })
   }
   const does: Do = async (command, ...more) => {
-    const { code, stdout, stderr } = await standby.clone(command, ...more)
+    const { code, stdout, stderr } = await standby.quick({}, command, ...more)
     if (code !== 0) throw new Error(`clone ${command} exits ${code}: ${stderr}${stdout}`)
     await over(['clone', command, ...more].join(' '))
   }
@@ -149,13 +149,13 @@ function allowed(before: Stage, after: Stage): (string | undefined)[] {
 /** One command, not a pull, must have been enough; a pull then goes as if nothing had been. */
 async function wrongToHeal(standby: Standby): Promise<string[]> {
   const wrong: string[] = []
-  const forward = await standby.clone('rollback', 'newest')
+  const forward = await standby.quick({}, 'rollback', 'newest')
   if (forward.code !== 0 && (await currentOf(standby.dir)) !== undefined)
     wrong.push(`going to the newest exits ${forward.code}: ${forward.stderr}`)
-  const { code, stderr } = await standby.clone('pull')
+  const { code, stderr } = await standby.quick({}, 'pull')
   if (code !== 0) return [...wrong, `the next pull exits ${code}: ${stderr}`]
   for (const id of await generationsIn(standby.dir)) {
-    const verified = await standby.clone('verify', id)
+    const verified = await standby.quick({}, 'verify', id)
     if (verified.code !== 0) wrong.push(`verify ${id} exits ${verified.code}: ${verified.stderr}`)
   }
   return [...wrong, ...(await wrongIn(path.join(standby.dir, 'current'), standby.source.known))]
