@@ -67,6 +67,12 @@ t.test('pulls between two hosts', async t => {
     const pull = lab.spawn('standby', ['clone', 'pull', 'mydomain', '--full', ...SLOWLY, ...args])
     const frozen = serve.count('frozen')
     await waitFor('the source to be frozen', 30, () => serve.count('frozen') > frozen)
+    await waitFor('bytes to be copied', 30, async () => {
+      const { stdout } = await lab.source(['clone-server', 'status', '--json'])
+      const { domains } = JSON.parse(stdout) as { domains: { members: { bytes: number }[] }[] }
+      const moved = domains.flatMap(({ members }) => members).map(({ bytes }) => bytes)
+      return moved.length > 1 && Math.max(...moved) > 8e6
+    })
     return pull
   }
 
