@@ -416,7 +416,12 @@ t.test('a standby', async t => {
     if (!stranger || !phantom || !nowhere || !noport) throw new Error('four pulls')
     await failsWith(t, stranger, 11, /domain nosuchdomain is not exported by this source/)
     await failsWith(t, phantom, 11, /phantom/)
-    await failsWith(t, nowhere, 10, /cannot connect to 10\.77\.77\.9 port 22 by ssh: .*EHOSTUNREACH/)
+    await failsWith(
+      t,
+      nowhere,
+      10,
+      /cannot connect to 10\.77\.77\.9 port 22 by ssh: .*EHOSTUNREACH/,
+    )
     await failsWith(t, noport, 10, /cannot connect to source:9/)
   })
 
