@@ -72,7 +72,7 @@ t.test('a client that compares by hash', async t => {
     const { stdout } = await lab.source(['clone-server', 'status'])
     t.match(
       stdout,
-      /^mydomain +frozen .*hashing vda [\d.]+ (?:Ki)?B/m,
+      /^mydomain +frozen .*local vda [\d.]+ (?:Ki)?B/m,
       'not stalled, though nothing was read',
     )
     t.match(stdout, /compared by hash \d/)
