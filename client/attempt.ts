@@ -1,6 +1,6 @@
 // The record of one attempt to pull: what is told to the log and the terminal, and the lines in history and state.
 
-import { toFailure } from '../shared/failures.ts'
+import { Failure, toFailure } from '../shared/failures.ts'
 import type { Log } from '../shared/log.ts'
 import type { Copied } from './copy/copy.ts'
 import type { DiskPlan } from './plan.ts'
@@ -44,6 +44,10 @@ export interface Attempt {
   recoveryPoint?: string
   /** Disks that are not pulled, and why. */
   omitted?: readonly { readonly target: string; readonly reason: string }[]
+  /** Chunks that the source calls unchanged and that were hashed all the same. */
+  audited?: number
+  /** What the audit found. */
+  alarm?: string
   /** Set once the generation exists. */
   seq?: number
 }
@@ -111,4 +115,14 @@ export async function recordAttempt(
     failures: failure ? state.failures + 1 : 0,
     lastAttempt: { at: ended, outcome, ...why },
   })
+}
+
+/** The same failure, saying that the clone itself is good. */
+export function withGeneration(error: unknown, id: string): Failure {
+  const failure = toFailure(error)
+  return new Failure(
+    failure.code,
+    `${failure.message}; the clone is good all the same: generation ${id} is published`,
+    { cause: error, remedy: failure.remedy ?? 'on the source run: clone-server status' },
+  )
 }

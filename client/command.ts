@@ -20,6 +20,8 @@ export type Command = Global &
         readonly ifDue: boolean
         readonly adopt: boolean
         readonly full: boolean
+        readonly compare: boolean
+        readonly trustTracking: boolean
         readonly dryRun: boolean
         readonly acceptNewHostKey: boolean
         readonly maxDurationMs: number | undefined

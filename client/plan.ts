@@ -1,6 +1,7 @@
 // What a pull will read, and why. Pure: sizes in, a plan out; no files, no clock, no network.
 
 import { chunkCount } from '../shared/chunks.ts'
+import { formatSize } from '../shared/quantities.ts'
 
 export { CHUNK_SIZE, chunkCount, chunkLength } from '../shared/chunks.ts'
 
@@ -12,8 +13,11 @@ export interface DiskToPull {
 }
 
 export interface DiskPlan extends DiskToPull {
-  /** `full`: every byte is read. `hash`: the source's digests tell which chunks are. (`changed` comes with tracked sources.) */
-  readonly kind: 'full' | 'hash'
+  /**
+   * `full`: every byte is read, but for holes. `hash`: the source's digests tell which chunks are. `changed`: what the source
+   * recorded to have changed since the basis, and nothing else.
+   */
+  readonly kind: 'full' | 'hash' | 'changed'
   readonly reason: string
   readonly chunks: number
   /** The generation whose image the new one is built upon: chunks that are the same there are not written. */
@@ -28,9 +32,16 @@ export interface Held extends DiskToPull {
   readonly damaged: boolean
 }
 
+/** Bytes that changed since a disk's basis, or why that is not known. */
+export type Change = { readonly bytes: number } | { readonly reason: string }
+
 export interface Means {
   /** Whether the source gives digests of what it froze. */
   readonly digests: boolean
+  /** What is known of changes since each disk's basis; undefined before that is asked: `changed` then says that it is worth it. */
+  readonly changes?: ReadonlyMap<string, Change> | undefined
+  /** Why everything is compared although changes may be recorded: `--compare`, one is due, or tracking is not trusted. */
+  readonly compare?: string | undefined
   /** `--full`: what the clone has is not trusted. */
   readonly full: boolean
   /** The digests must be equal before anything is published. */
@@ -67,7 +78,7 @@ function wayFor(
   disk: DiskToPull,
   heldAny: boolean,
   before: Held | undefined,
-  { digests, full, verify, donor }: Means,
+  { digests, full, verify, donor, changes, compare }: Means,
 ): Pick<DiskPlan, 'kind' | 'reason'> {
   const known = before?.format === disk.format && !before.damaged
   const why = !heldAny
@@ -86,8 +97,26 @@ function wayFor(
   if (full) return { kind: 'full', reason: known ? '--full was given' : why }
   if (!digests)
     return { kind: 'full', reason: known ? 'the source is too old to give digests' : why }
-  if (known) return { kind: 'hash', reason: why }
+  if (known) return knownWay(disk, before.id, why, verify, compare, changes)
   if (donor !== undefined) return { kind: 'hash', reason: `${why}; ${donor} was interrupted` }
   if (verify === 'source') return { kind: 'hash', reason: `${why}; verify: source` }
   return { kind: 'full', reason: why }
+}
+
+/** A disk whose basis can be trusted: what changed, where that is known and all that is asked for; else by hash. */
+function knownWay(
+  { target }: DiskToPull,
+  basis: string,
+  why: string,
+  verify: Means['verify'],
+  compare: string | undefined,
+  changes: Means['changes'],
+): Pick<DiskPlan, 'kind' | 'reason'> {
+  if (verify === 'source') return { kind: 'hash', reason: `${why}; verify: source` }
+  if (compare !== undefined) return { kind: 'hash', reason: `${why}; ${compare}` }
+  if (changes === undefined) return { kind: 'changed', reason: why }
+  const change = changes.get(target) ?? { reason: 'changes are not recorded' }
+  return 'bytes' in change
+    ? { kind: 'changed', reason: `${formatSize(change.bytes)} changed since ${basis}` }
+    : { kind: 'hash', reason: `${why}; ${change.reason}` }
 }

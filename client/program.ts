@@ -54,6 +54,16 @@ export function program(
             default: false,
             description: 'read and write every byte, whatever the clone has',
           })
+          .option('compare', {
+            type: 'boolean',
+            default: false,
+            description: 'compare all by hash, although the source may know what changed',
+          })
+          .option('trust-tracking', {
+            type: 'boolean',
+            default: false,
+            description: 'believe the source again, after an audit found it wrong',
+          })
           .option('max-duration', {
             type: 'string',
             description: 'stop each pull that has not read everything after so long, e.g. 4h',
@@ -66,13 +76,14 @@ export function program(
           .option('dry-run', dryRun),
       async args => {
         const { ifDue, all, adopt, full, dryRun, domains, acceptNewHostKey, maxDuration } = args
+        const { compare, trustTracking } = args
         const maxDurationMs =
           maxDuration === undefined ? undefined : parseDuration('--max-duration', maxDuration)
         const limitRate =
           args.limitRate === undefined ? undefined : parseRate('--limit-rate', args.limitRate)
         await handle({
           ...{ name: 'pull', ...global(args), domains, all, ifDue, adopt, full, dryRun },
-          ...{ acceptNewHostKey, maxDurationMs, limitRate },
+          ...{ acceptNewHostKey, maxDurationMs, limitRate, compare, trustTracking },
         })
       },
     )

@@ -3,26 +3,27 @@
 import { setMaxListeners } from 'node:events'
 import path from 'node:path'
 import { Cleanup } from '../shared/cleanup.ts'
-import { Failure, toFailure } from '../shared/failures.ts'
+import { Failure } from '../shared/failures.ts'
 import { FEATURES } from '../shared/gate.ts'
-import type { Log } from '../shared/log.ts'
 import type { NbdConnection } from '../shared/nbd/client.ts'
-import type { Rate } from '../shared/rate.ts'
 import {
   newAttempt,
   recordAttempt,
   retriesOf,
   timed,
+  withGeneration,
   type Attempt,
-  type Watcher,
 } from './attempt.ts'
 import type { CloneConfig } from './config/effective.ts'
+import { bytesOf } from './copy/chunk-set.ts'
 import { copy } from './copy/copy.ts'
 import { openDisks } from './copy/disks.ts'
 import { storeFailure } from './copy/image.ts'
 import { openPool } from './copy/pool.ts'
 import { readBack } from './copy/read-back.ts'
-import { chunkCount, planPull, sizeOf, type DiskPlan } from './plan.ts'
+import type { Pulled, PullOptions } from './pulled.ts'
+import { planFrozen } from './frozen-plan.ts'
+import { chunkCount, sizeOf, type DiskPlan } from './plan.ts'
 import { sourceDigests } from './source/digests.ts'
 import { openGate } from './source/gate.ts'
 import { lastingDisk } from './source/reconnect.ts'
@@ -33,9 +34,9 @@ import {
   explainLoss,
   greet,
   wantedDisks,
-  type Wanted,
 } from './source/session.ts'
 import { streamsPerDisk } from './source/streams.ts'
+import { trustAfter, whyCompare } from './trust.ts'
 import { stopAfter } from './stop-after.ts'
 import { reverifyIfDue } from './reverify.ts'
 import { checkPatched, findBases, heldBy, roomOf } from './store/bases.ts'
@@ -56,41 +57,13 @@ import {
 import { layoutOf, makeFolders, type Layout } from './store/layout.ts'
 import { methodFor } from './store/method.ts'
 import { resolveOwnership } from './store/ownership.ts'
-import { prune, type PrunePlan } from './store/prune.ts'
+import { prune } from './store/prune.ts'
 import { seal, writeDefinitions } from './store/publish.ts'
 import { checkPatchable } from './store/rollback.ts'
 import { checkRoom, checkWritable } from './store/room.ts'
 import { nameStaging, stageBases } from './store/stage.ts'
-import { readState, type State } from './store/state.ts'
+import { readState } from './store/state.ts'
 import { recover } from './store/undo.ts'
-
-export interface PullOptions {
-  /** Bind the clone to this source's domain although it belonged to another. */
-  readonly adopt: boolean
-  /** Read and write every byte, whatever the clone has. */
-  readonly full: boolean
-  readonly signal: AbortSignal
-  /** Milliseconds until a pull that has not read everything stops; undefined: as long as it takes. */
-  readonly maxDurationMs?: number | undefined
-  /** Shared by all pulls of this process; undefined: as fast as it goes. */
-  readonly rate?: Rate | undefined
-  readonly log: Log
-  readonly watcher: Watcher
-}
-
-export interface Pulled {
-  readonly recoveryPoint: string
-  readonly seq: number
-  readonly dir: string
-  readonly session: string
-  readonly plan: readonly DiskPlan[]
-  readonly omitted: Wanted['omitted']
-  readonly bytes: Readonly<Attempt['bytes']>
-  readonly seconds: Readonly<Record<string, number>>
-  /** `merged`: the source is on its bases again; `kept`: others still use its session. */
-  readonly source: 'merged' | 'kept'
-  readonly pruned: PrunePlan
-}
 
 /** Pulls one domain into its clone; every attempt under the lock leaves a history line. @throws Failure */
 export async function pull(clone: CloneConfig, options: PullOptions): Promise<Pulled> {
@@ -126,8 +99,9 @@ async function pullLocked(
   clone: CloneConfig,
   layout: Layout,
   attempt: Attempt,
-  { adopt, full, signal: stopped, maxDurationMs, rate, log: parentLog, watcher }: PullOptions,
+  options: PullOptions,
 ): Promise<Omit<Pulled, 'pruned'>> {
+  const { adopt, full, signal: stopped, maxDurationMs, rate, log: parentLog, watcher } = options
   await using cleanup = new Cleanup()
   cleanup.defer(() => watcher.done())
   const log = parentLog.child({ domain: clone.name })
@@ -187,7 +161,7 @@ async function pullLocked(
   cleanup.defer(() => pool[Symbol.asyncDispose]())
   const { token, session } = await gate.call(
     'session.open',
-    { domain: clone.domain, want: {} },
+    { domain: clone.domain, want: { tracking: true } },
     { signal },
   )
   attempt.session = session
@@ -208,8 +182,16 @@ async function pullLocked(
   checkIsNew(id, sound)
 
   // 3. Plan.
-  const means = { digests, full, verify, donor: donor && path.basename(donor) }
-  const plan = (attempt.plan = planPull(disks, heldBy(sound.at(-1), bases, disks), means))
+  const compare = whyCompare(clone, state, options)
+  const means = { digests, full, verify, donor: donor && path.basename(donor), compare }
+  const asked = { gate, token, features: greeting.features, signal }
+  const held = heldBy(sound.at(-1), bases, disks)
+  const frozenPlan = await timed(attempt, log, 'plan', () =>
+    planFrozen(asked, disks, held, bases, means),
+  ).catch((error: unknown) => explainLoss(gate, token, error, signal))
+  const { plan, changed, data, audited, alarm } = frozenPlan
+  Object.assign(attempt, { plan, audited, alarm })
+  if (alarm !== undefined) log.error({ alarm }, 'the source does not record all changes')
 
   // 4. Copy into the store.
   const staging = await nameStaging(layout, id)
@@ -222,7 +204,7 @@ async function pullLocked(
   )
   cleanup.defer(() => lasting.forEach(connection => connection.destroy()))
   const origin = {
-    connections: lasting,
+    ...{ connections: lasting, changed, data },
     digests: ({ target, size }: DiskPlan) => sourceDigests(gate, token, target, size, signal),
   }
   const progress = (bytes: number): void => watcher.progress(bytes)
@@ -245,7 +227,11 @@ async function pullLocked(
   })
 
   // 6. Verify: what was written is read back from the medium.
-  watcher.phase('verify', attempt.bytes.changed)
+  const written = copies.map(({ written, plan }) => bytesOf(written, plan.size))
+  watcher.phase(
+    'verify',
+    written.reduce((sum, bytes) => sum + bytes, 0),
+  )
   await timed(attempt, log, 'verify', async () => {
     await writeDefinitions(staging, info)
     for (const disk of copies) {
@@ -264,7 +250,7 @@ async function pullLocked(
       levelOf(plan, verify),
     )
     await seal(layout, generation, ownership)
-    const next: State = { ...state, lastSeq: seq, bound: source }
+    const next = { ...trustAfter(state, frozenPlan, options), lastSeq: seq, bound: source }
     const working = { pool, signal, watcher }
     const dir = await commit(layout, id, { before: state, next }, bases, ownership, working)
     attempt.seq = seq
@@ -284,14 +270,4 @@ async function pullLocked(
   const { bytes, seconds } = attempt
   const { omitted } = wanted
   return { recoveryPoint: id, seq, dir, session, plan, omitted, bytes, seconds, source: outcome }
-}
-
-/** The same failure, saying that the clone itself is good. */
-function withGeneration(error: unknown, id: string): Failure {
-  const failure = toFailure(error)
-  return new Failure(
-    failure.code,
-    `${failure.message}; the clone is good all the same: generation ${id} is published`,
-    { cause: error, remedy: failure.remedy ?? 'on the source run: clone-server status' },
-  )
 }

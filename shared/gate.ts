@@ -4,13 +4,21 @@ import { z } from 'zod'
 import { isName, isRecoveryPointId, NAME_RULE } from './names.ts'
 
 /** What a source may say in `hello` that it can do beyond the methods of every version. */
-export const FEATURES = { digests: 'digests' } as const
+export const FEATURES = {
+  digests: 'digests',
+  allocation: 'allocation',
+  changes: 'changes',
+} as const
 /** The most chunks that one `digests` asks for. */
 export const MAX_DIGESTS = 1024
+/** The most extents in one answer; `next` says where to ask on. */
+export const MAX_EXTENTS = 16_384
 /** More disks than libvirt's buses give a domain in practice; few enough that a list of them is no burden. */
 const MAX_DISKS = 256
 /** Networks and pools that a domain's devices name. */
 const MAX_NAMED = 256
+/** Far more recovery points than a source records. */
+const MAX_TRACKED = 100
 /** The source keeps 20 refusals of a lease. */
 const MAX_REFUSALS = 100
 
@@ -69,6 +77,11 @@ const describeResult = z.object({
         size: count.optional(),
         /** Bytes that the image takes on the source, at most its size: what a copy without holes will take. */
         allocated: count.optional(),
+        /** Recovery points since which changes are recorded, with the bytes that changed so far. */
+        tracked: z
+          .array(z.object({ recoveryPoint: recoveryPointId, bytes: count }))
+          .max(MAX_TRACKED)
+          .optional(),
       }),
     )
     .max(MAX_DISKS),
@@ -140,6 +153,17 @@ const digestsResult = z.object({
     .max(MAX_DIGESTS),
 })
 
+const extentsResult = z.object({
+  /** Bytes of the disk; absent when the source does not know. */
+  size: count.optional(),
+  /** Why it does not know. */
+  reason: z.string().max(2000).optional(),
+  /** Offsets and lengths in bytes, in order, without overlap. */
+  extents: z.array(z.tuple([count, count.min(1)])).max(MAX_EXTENTS),
+  /** Where to ask on, or null when this was all. */
+  next: count.nullable(),
+})
+
 const tokenOnly = z.object({ token })
 const nothing = z.object({})
 
@@ -148,7 +172,11 @@ export const GATE = {
   hello: { params: helloParams, result: helloResult },
   describe: { params: z.object({ domain: name }), result: describeResult },
   'session.open': {
-    params: z.object({ domain: name, want: z.object({}) }),
+    /** `tracking`: the client may ask for `changes`, and changes are recorded from this recovery point on. */
+    params: z.object({
+      domain: name,
+      want: z.object({ tracking: z.boolean().optional() }),
+    }),
     result: openResult,
   },
   'session.renew': { params: tokenOnly, result: nothing },
@@ -160,6 +188,13 @@ export const GATE = {
    * disk. Only where `hello` named the feature. At most 4 at once for each disk of the session.
    */
   digests: { params: digestsParams, result: digestsResult },
+  /** Where a frozen disk has data, from byte `at` on; all else reads as zeros. Only where `hello` named the feature. */
+  allocation: { params: z.object({ token, target: name, at: count }), result: extentsResult },
+  /** What of a frozen disk may have changed since a recovery point. Only where `hello` named the feature. */
+  changes: {
+    params: z.object({ token, target: name, since: recoveryPointId, at: count }),
+    result: extentsResult,
+  },
   acknowledge: {
     params: z.object({ domain: name, recoveryPoint: recoveryPointId }),
     result: nothing,

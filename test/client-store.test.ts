@@ -93,7 +93,11 @@ async function stateOf(layout: Layout, change: Partial<State>): Promise<State> {
 t.test('a plan says how each disk is got, and why', t => {
   const vda = { target: 'vda', format: 'raw', size: 3 * CHUNK_SIZE + 1 } as const
   const held = { ...vda, id: 'RP', damaged: false }
-  const means: Means = { digests: true, full: false, verify: 'readback', donor: undefined }
+  const means: Means = {
+    ...{ digests: true, full: false, verify: 'readback', donor: undefined },
+    changes: new Map([['vda', { reason: 'R' }]]),
+  }
+  const changes = new Map([['vda', { bytes: 65_536 }]])
   const TABLE: [held: Held[] | undefined, means: Partial<Means>, ...plan: string[]][] = [
     [undefined, {}, 'full: first pull'],
     [undefined, { verify: 'source' }, 'hash: first pull; verify: source'],
@@ -103,9 +107,22 @@ t.test('a plan says how each disk is got, and why', t => {
     [[], {}, 'full: the disk is new'],
     [[{ ...held, target: 'vdb' }], {}, 'full: the disk is new'],
     [[{ ...held, format: 'qcow2' }], {}, 'full: its format was qcow2'],
-    [[held], {}, 'hash: compared with RP', 'RP'],
-    [[held], { donor: 'D' }, 'hash: compared with RP', 'RP'],
-    [[{ ...held, size: 512 }], {}, 'hash: compared with RP, where its size was 512 bytes', 'RP'],
+    [[held], {}, 'hash: compared with RP; R', 'RP'],
+    [[held], { changes: new Map() }, 'hash: compared with RP; changes are not recorded', 'RP'],
+    [[held], { changes: undefined }, 'changed: compared with RP', 'RP'],
+    [[held], { changes }, 'changed: 64 KiB changed since RP', 'RP'],
+    [[held], { changes, compare: 'C' }, 'hash: compared with RP; C', 'RP'],
+    [[held], { changes, verify: 'source' }, 'hash: compared with RP; verify: source', 'RP'],
+    [[held], { changes, full: true }, 'full: --full was given', 'RP'],
+    [
+      [{ ...held, damaged: true }],
+      { changes },
+      'full: damage is known that may be in RP, too',
+      'RP',
+    ],
+    [[{ ...held, format: 'qcow2' }], { changes }, 'full: its format was qcow2'],
+    [[held], { donor: 'D' }, 'hash: compared with RP; R', 'RP'],
+    [[{ ...held, size: 512 }], {}, 'hash: compared with RP, where its size was 512 bytes; R', 'RP'],
     [[held], { full: true }, 'full: --full was given', 'RP'],
     [[held], { digests: false }, 'full: the source is too old to give digests', 'RP'],
     [[{ ...held, damaged: true }], {}, 'full: damage is known that may be in RP, too', 'RP'],

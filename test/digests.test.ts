@@ -21,6 +21,7 @@ import { GATE } from '../shared/gate.ts'
 import { openersOf } from '../shared/host/openers.ts'
 import { createHasher, type Hasher } from '../server/digest/hasher.ts'
 import { HASHER } from '../server/digest/words.ts'
+import { grainSet, type GrainSet } from '../shared/grain-set.ts'
 import { frozenDigests } from '../server/gate/digests.ts'
 import { askServe } from '../server/serve/client.ts'
 import type { Frozen } from '../server/session/begin.ts'
@@ -435,9 +436,33 @@ t.test('the gate: digests are for whoever holds a frozen session, of its disks o
   t.equal(movedBy(session) - before, bytes.length)
 })
 
+const allData = (size: number): GrainSet => {
+  const set = grainSet(size)
+  set.mark(0, size)
+  return set
+}
+
+t.test('the gate: holes are answered without being read', async t => {
+  const bytes = Buffer.concat([randomBytes(MIB), Buffer.alloc(2 * MIB), randomBytes(MIB + 5)])
+  const base = await image(t, bytes)
+  const { lease, session } = aSession(lasting, base, bytes.length)
+  const data = grainSet(bytes.length)
+  data.mark(0, MIB)
+  data.mark(3 * MIB, MIB + 5)
+  session.allocations.set('vda', Promise.resolve(data))
+  const before = movedBy(session)
+  t.strictSame(
+    await frozenDigests(lease, { target: 'vda', chunk: 0, count: 5 }, never),
+    digestsOf(bytes),
+  )
+  t.equal(movedBy(session) - before, 2 * MIB + 5)
+})
+
 t.test('the gate: so much at once and no more', async t => {
   const base = await image(t, Buffer.alloc(0), ENDLESS)
-  const { lease } = aSession(lasting, base, ENDLESS)
+  const { lease, session } = aSession(lasting, base, ENDLESS)
+  // Holes would be answered at once.
+  session.allocations.set('vda', Promise.resolve(allData(ENDLESS)))
   const client = new AbortController()
   const asked = [1, 2, 3, 4].map(() =>
     t.rejects(
@@ -457,6 +482,7 @@ t.test('the gate: so much at once and no more', async t => {
 t.test('the gate: a session that ends while it is hashed answers with the reason', async t => {
   const base = await image(t, Buffer.alloc(0), ENDLESS)
   const { lease, session } = aSession(aHasher(t), base, ENDLESS)
+  session.allocations.set('vda', Promise.resolve(allData(ENDLESS)))
   const asked = t.rejects(
     frozenDigests(lease, { target: 'vda', chunk: 0, count: 1024 * 1024 }, never),
     {

@@ -196,6 +196,9 @@ async function othersWhile(socket: string, work: () => Promise<void>): Promise<n
   return longest
 }
 
+/** At its start a source looks for what it has left in any domain. */
+const isOfDomain = (command: string): boolean => command !== 'list --name'
+
 t.test('a client that asks a million times and reads nothing is let go', async t => {
   const { socket, asked, journals } = await aServe(t)
   const peer = await gateSocket(socket, 'mad')
@@ -223,7 +226,7 @@ t.test('a client that asks a million times and reads nothing is let go', async t
   t.ok(longest < 2000, `others waited ${Math.round(longest)} ms at most`)
   peer.destroy()
   await closed
-  t.strictSame(asked, [], 'libvirt was asked nothing')
+  t.strictSame(asked.filter(isOfDomain), [], 'libvirt was asked nothing')
   t.strictSame(readdirSync(journals), [], 'nothing was begun')
 })
 

@@ -44,7 +44,7 @@ export function configShow(config: StandbyConfig, domain: string | undefined): S
   })
 }
 
-const DURATIONS = new Set(['rpo', 'stall', 'reverify'])
+const DURATIONS = new Set(['rpo', 'stall', 'reverify', 'fullCompareEvery'])
 
 function valueAt(values: Effective['values'], dotted: string): string {
   let value: unknown = values

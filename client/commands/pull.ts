@@ -8,8 +8,11 @@ import type { Watcher } from '../attempt.ts'
 import type { CloneConfig } from '../config/effective.ts'
 import type { StandbyConfig } from '../config/schema.ts'
 import { freshness, isDue } from '../freshness.ts'
-import { planPull } from '../plan.ts'
-import { pull, type Pulled } from '../pull.ts'
+import { FEATURES, type GateResult } from '../../shared/gate.ts'
+import { planPull, type Change } from '../plan.ts'
+import { whyCompare } from '../trust.ts'
+import { pull } from '../pull.ts'
+import type { Pulled } from '../pulled.ts'
 import { openGate } from '../source/gate.ts'
 import type { Omitted } from '../source/lost.ts'
 import { greet, wantedDisks } from '../source/session.ts'
@@ -27,6 +30,8 @@ export interface PullCommand {
   readonly ifDue: boolean
   readonly adopt: boolean
   readonly full: boolean
+  readonly compare?: boolean
+  readonly trustTracking?: boolean
   readonly dryRun: boolean
   /** Milliseconds; the configuration's when it is left out. */
   readonly maxDurationMs?: number | undefined
@@ -36,7 +41,7 @@ export interface PullCommand {
 
 export interface PlannedDisk {
   readonly target: string
-  readonly kind: 'full' | 'hash'
+  readonly kind: 'full' | 'hash' | 'changed'
   readonly reason: string
   /** Bytes, when the source knows before a session. */
   readonly size?: number
@@ -82,12 +87,14 @@ export async function pullCommand(
 
 async function pullOne(
   clone: CloneConfig,
-  { ifDue, adopt, full, dryRun, maxDurationMs = clone.maxDurationMs }: PullCommand,
+  command: PullCommand,
   rate: Rate,
   log: Log,
   signal: AbortSignal,
   watch: (clone: string) => Watcher,
 ): Promise<PullResult> {
+  const { ifDue, adopt, full, compare = false, trustTracking = false, dryRun } = command
+  const { maxDurationMs = clone.maxDurationMs } = command
   if (ifDue) {
     const newest = (await soundGenerations(clone.dir)).filter(isUndamaged).at(-1)?.generation
     const fresh = freshness(newest, clone.rpoMs)
@@ -98,9 +105,12 @@ async function pullOne(
     return {
       clone: clone.name,
       outcome: 'planned',
-      ...(await planOnly(clone, { adopt, full }, signal)),
+      ...(await planOnly(clone, command, signal)),
     }
-  const options = { adopt, full, signal, log, maxDurationMs, rate, watcher: watch(clone.name) }
+  const options = {
+    ...{ adopt, full, compare, trustTracking },
+    ...{ signal, log, maxDurationMs, rate, watcher: watch(clone.name) },
+  }
   try {
     return { clone: clone.name, outcome: 'published', pulled: await pull(clone, options) }
   } catch (error) {
@@ -113,7 +123,7 @@ async function pullOne(
 /** What a pull would read, asked without a session: nothing changes on either host. */
 async function planOnly(
   clone: CloneConfig,
-  { adopt, full }: Pick<PullCommand, 'adopt' | 'full'>,
+  { adopt, full, compare, trustTracking }: PullCommand,
   signal: AbortSignal,
 ): Promise<{ disks: PlannedDisk[]; omitted: readonly Omitted[] }> {
   const layout = layoutOf(clone.dir)
@@ -139,11 +149,31 @@ async function planOnly(
       size: disk.size ?? held?.find(one => one.target === disk.target)?.size ?? 0,
     })),
     held,
-    { digests: features.includes('digests'), full, verify: clone.verify, donor },
+    {
+      ...{ digests: features.includes(FEATURES.digests), full, verify: clone.verify, donor },
+      compare: whyCompare(clone, state, {
+        compare: compare ?? false,
+        trustTracking: trustTracking ?? false,
+      }),
+      changes: new Map(
+        described.disks.map(({ target, tracked }) => [target, recorded(tracked, newest?.id)]),
+      ),
+    },
   )
   const planned = plan.map(({ target, kind, reason }) => {
     const size = sizes.get(target)
     return { target, kind, reason, ...(size !== undefined && { size }) }
   })
   return { disks: planned, omitted }
+}
+
+/** What the source has recorded since the newest generation, so far. */
+function recorded(
+  tracked: GateResult<'describe'>['disks'][number]['tracked'],
+  since: string | undefined,
+): Change {
+  const point = tracked?.find(({ recoveryPoint }) => recoveryPoint === since)
+  return point
+    ? { bytes: point.bytes }
+    : { reason: `the source has not recorded changes since ${since ?? 'then'}` }
 }

@@ -21,6 +21,7 @@ const BUILT_IN = {
   verify: 'readback',
   stall: 60_000,
   reverify: 7 * 24 * HOUR,
+  fullCompareEvery: 7 * 24 * HOUR,
   ownership: { mode: '0600', dirMode: '0700' },
 }
 
@@ -51,6 +52,8 @@ export interface CloneConfig {
   readonly verify: 'readback' | 'source'
   /** How old the last full read-back may be, milliseconds; undefined when none is scheduled. */
   readonly reverifyMs: number | undefined
+  /** How old the last comparison of everything may be, milliseconds; undefined when none is scheduled. */
+  readonly compareEveryMs: number | undefined
   /** Milliseconds until a pull that has not read everything stops; undefined: as long as it takes. */
   readonly maxDurationMs: number | undefined
   readonly excluded: ReadonlySet<string>
@@ -74,6 +77,7 @@ const effective = z.object({
   verify: z.enum(['readback', 'source']),
   stall: z.number(),
   reverify: z.union([z.literal('off'), z.number()]),
+  fullCompareEvery: z.union([z.literal('off'), z.number()]),
   maxDuration: z.number().optional(),
   disks: z
     .record(
@@ -127,6 +131,7 @@ export function cloneConfig(config: StandbyConfig, clone: string, user = NO_USER
     generations: values.generations,
     verify: values.verify,
     reverifyMs: values.reverify === 'off' ? undefined : values.reverify,
+    compareEveryMs: values.fullCompareEvery === 'off' ? undefined : values.fullCompareEvery,
     maxDurationMs: values.maxDuration,
     devices: new Map(
       disks.flatMap(([target, { device }]) => (device === undefined ? [] : [[target, device]])),

@@ -142,6 +142,7 @@ const settings = {
   generations: z.enum(['auto', 'reflink', 'in-place', 'copy']).optional(),
   verify: z.enum(['readback', 'source']).optional(),
   reverify: z.union([z.literal('off'), age], 'off, or an age, e.g. 7d').optional(),
+  fullCompareEvery: z.union([z.literal('off'), age], 'off, or an age, e.g. 7d').optional(),
   stall: duration.optional(),
   maxDuration: duration.optional(),
   ownership: ownership.optional(),

@@ -1,5 +1,6 @@
 // A set of chunk numbers, a bit each: 8 MiB for a disk of 64 TiB.
 
+import { CHUNK_SIZE, chunkCount, chunkLength } from '../../shared/chunks.ts'
 import type { Run } from '../store/record.ts'
 
 export interface ChunkSet {
@@ -8,6 +9,12 @@ export interface ChunkSet {
   readonly size: number
   /** In order, as runs of at most `most` chunks. */
   runs(most: number): Generator<Run>
+}
+
+/** Bytes of the chunks of a set. @param size of the disk, bytes */
+export function bytesOf(set: ChunkSet, size: number): number {
+  const last = chunkCount(size) - 1
+  return set.size * CHUNK_SIZE - (set.has(last) ? CHUNK_SIZE - chunkLength(size, last) : 0)
 }
 
 /** @param chunks of the disk */

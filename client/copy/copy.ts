@@ -2,13 +2,17 @@
 // from it where it differs from what the image holds already.
 
 import { Failure } from '../../shared/failures.ts'
+import type { Extent } from '../../shared/grain-set.ts'
+import { zeroDigest } from '../../shared/zeros.ts'
 import { CHUNK_SIZE, chunkLength, type DiskPlan } from '../plan.ts'
+import { readDigests, writeDigests } from '../store/manifest.ts'
 import type { Donor } from '../store/donor.ts'
 import type { ChunkSet } from './chunk-set.ts'
 import type { DiskConnection } from '../source/lasting.ts'
 import { storeFailure, type OpenImage } from './image.ts'
 import type { Pool } from './pool.ts'
-import type { Wanted } from './wanted.ts'
+import { fill } from './fill.ts'
+import type { Patch, Wanted } from './wanted.ts'
 
 export interface CopyDisk {
   readonly plan: DiskPlan
@@ -18,6 +22,8 @@ export interface CopyDisk {
   readonly wanted: AsyncIterator<Wanted>
   /** The manifest of what the image holds already: a chunk that is the same there is not written. */
   readonly was: number | undefined
+  /** The image that this one is built upon, to be read where only some of a chunk changed. */
+  readonly basis: number | undefined
   /** Bytes of an interrupted pull. */
   readonly donor: Donor | undefined
   /** The chunks that were written; only grows. */
@@ -67,27 +73,44 @@ export async function copy(
   }
 
   const copyChunk = async (
-    { plan, connection, image, was, donor, written }: CopyDisk,
-    { chunk, expected }: Wanted,
+    disk: CopyDisk,
+    { chunk, expected, hole, patch }: Wanted,
     buffer: Uint8Array,
     slot: number,
   ): Promise<void> => {
+    const { plan, connection, image, was, donor, written } = disk
     const length = chunkLength(plan.size, chunk)
+    if (hole || expected === zeroDigest(length)) return zeroChunk(disk, chunk, expected)
     const bytes = buffer.subarray(0, length)
     const { manifest } = image
-    const digest = () =>
+    const digest = (expected: string | undefined) =>
       pool
         .run({ kind: 'digest', slot, chunk, size: plan.size, manifest, was, expected })
         .catch((error: unknown) => {
           throw storeFailure(image.file, error)
         })
+    const receive = async (extents: readonly Extent[]): Promise<void> => {
+      await Promise.all(
+        extents.map(([offset, length]) => {
+          const at = offset - chunk * CHUNK_SIZE
+          return connection.read(offset, bytes.subarray(at, at + length))
+        }),
+      )
+      for (const [, length] of extents) totals.read += length
+    }
+    /** Whether the chunk's old bytes are in the buffer, and are what they were: else bit rot would get a new digest. */
+    const isOld = async ({ before }: Patch): Promise<boolean> =>
+      disk.basis !== undefined &&
+      (await fill(disk.basis, chunk, bytes)) &&
+      !(await digest(before)).wrong
+
     const given = expected !== undefined && (await donor?.read(chunk, expected, bytes)) === true
-    let found = given ? await digest() : undefined
+    let found = given ? await digest(expected) : undefined
     if (found && !found.wrong) totals.reused += length
     else {
-      await connection.read(chunk * CHUNK_SIZE, bytes)
-      totals.read += length
-      found = await digest()
+      const whole: Extent = [chunk * CHUNK_SIZE, length]
+      await receive(patch && (await isOld(patch)) ? patch.extents : [whole])
+      found = await digest(expected)
     }
     if (found.wrong)
       throw new Failure(
@@ -109,6 +132,27 @@ export async function copy(
         totals.written += count
         at = offset + count
       }
+    } catch (error) {
+      throw storeFailure(image.file, error)
+    }
+  }
+
+  /** Zeros are not received: the image gets them, and gives the space back. */
+  const zeroChunk = async (
+    { plan, image, was, written }: CopyDisk,
+    chunk: number,
+    expected: string | undefined,
+  ): Promise<void> => {
+    const length = chunkLength(plan.size, chunk)
+    const digest = zeroDigest(length)
+    try {
+      if (expected === undefined) writeDigests(image.manifest, chunk, [digest])
+      if (was !== undefined && readDigests(was, chunk, 1)[0] === digest) return
+      totals.changed += length
+      // Where nothing was ever written, nothing can be read back.
+      if (image.isNew) return
+      written.add(chunk)
+      await image.zero(chunk * CHUNK_SIZE, length)
     } catch (error) {
       throw storeFailure(image.file, error)
     }

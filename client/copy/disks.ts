@@ -1,7 +1,9 @@
 // The disks of one pull, opened for the copy: the connection, the staged image, what it is built upon, and which chunks to get.
 
+import { open, type FileHandle } from 'node:fs/promises'
 import { Cleanup } from '../../shared/cleanup.ts'
 import { Failure } from '../../shared/failures.ts'
+import type { GrainSet } from '../../shared/grain-set.ts'
 import { chunkLength, type DiskPlan } from '../plan.ts'
 import { writeDigests } from '../store/manifest.ts'
 import { openDonor } from '../store/donor.ts'
@@ -10,10 +12,14 @@ import { openStaged } from '../store/stage.ts'
 import { chunkSet } from './chunk-set.ts'
 import type { Copied, CopyDisk } from './copy.ts'
 import { storeFailure } from './image.ts'
-import { differingChunks, everyChunk } from './wanted.ts'
+import { changedChunks, differingChunks, everyChunk } from './wanted.ts'
 
 export interface Origin {
   readonly connections: ReadonlyMap<string, CopyDisk['connection']>
+  /** Target -> what changed since the basis, for the plan's `changed`. */
+  readonly changed: ReadonlyMap<string, GrainSet>
+  /** Target -> where the source has data, as far as it knows. */
+  readonly data: ReadonlyMap<string, GrainSet>
   /** The source's digests of some chunks in a row of a disk. */
   digests(disk: DiskPlan): (chunk: number, count: number) => Promise<readonly string[]>
 }
@@ -44,6 +50,18 @@ export async function openDisks(
     const given = byHash && donor !== undefined ? await openDonor(donor, disk) : undefined
     cleanup.defer(() => given?.[Symbol.asyncDispose]())
     const ask = origin.digests(disk)
+    const data = origin.data.get(disk.target)
+    const changed = disk.kind === 'changed' ? origin.changed.get(disk.target) : undefined
+    const basis = changed && (await openBasis(bases, disk))
+    cleanup.defer(() => basis?.close())
+    const onSame = (chunk: number): void => onProgress(chunkLength(disk.size, chunk))
+    const record = (chunk: number, digests: readonly string[]): void => {
+      try {
+        writeDigests(image.manifest, chunk, digests)
+      } catch (error) {
+        throw storeFailure(image.file, error)
+      }
+    }
     const wanted = byHash
       ? differingChunks(
           disk.chunks,
@@ -53,23 +71,28 @@ export async function openDisks(
               totals.hashed += chunkLength(disk.size, at)
             return digests
           },
-          (chunk, digests) => {
-            try {
-              writeDigests(image.manifest, chunk, digests)
-            } catch (error) {
-              throw storeFailure(image.file, error)
-            }
-          },
+          record,
           was,
-          chunk => onProgress(chunkLength(disk.size, chunk)),
+          onSame,
         )
-      : everyChunk(disk.chunks)
+      : changed && was !== undefined
+        ? changedChunks(changed, data, was, record, onSame)
+        : everyChunk(disk.size, data)
     disks.push({
-      ...{ plan: disk, connection, image, wanted, donor: given },
+      ...{ plan: disk, connection, image, wanted, donor: given, basis: basis?.fd },
       // By hash, only what differs is got at all.
       was: byHash ? undefined : was,
       written: chunkSet(disk.chunks),
     })
   }
   return disks
+}
+
+/** The image that a disk is built upon, to be read. @throws Failure STANDBY_IO with the path */
+async function openBasis({ of }: Bases, { target }: DiskPlan): Promise<FileHandle | undefined> {
+  const image = of.get(target)?.image
+  if (image === undefined) return undefined
+  return open(image, 'r').catch((error: unknown) => {
+    throw storeFailure(image, error)
+  })
 }

@@ -13,6 +13,8 @@ export interface OpenImage extends AsyncDisposable {
   /** The same file past the page cache; undefined where the file system has no O_DIRECT. */
   readonly direct: number | undefined
   readonly manifest: number
+  /** It was made sparse and all zeros. */
+  readonly isNew: boolean
   /** Takes page-aligned bytes, which may be shared memory. */
   readonly write: Write
   /** Makes a range zero, and gives it back to the file system where that can be. */
@@ -66,6 +68,7 @@ async function openFiles(
       fd: image.fd,
       direct: direct?.fd,
       manifest: manifest.fd,
+      isNew: manner === 'new',
       write: writer(image, direct ?? image),
       zero: (offset, length) =>
         manner === 'new' ? Promise.resolve() : zeroRange(image, offset, length),

@@ -1,21 +1,80 @@
-// Which chunks of a disk are to be got, and what each must be: all, or those whose digest on the source is another than
-// that of what the clone has.
+// Which chunks of a disk are to be got, and what each must be: all, those whose digest on the source is another than that of
+// what the clone has, or those that the source recorded to have changed.
 
+import { CHUNK_SIZE, chunkCount, chunkLength } from '../../shared/chunks.ts'
+import type { Extent, GrainSet } from '../../shared/grain-set.ts'
 import { readDigests } from '../store/manifest.ts'
 
 export interface Wanted {
   readonly chunk: number
   /** The source's digest; undefined when it was not asked. */
   readonly expected?: string
+  /** It has no data on the source, so it reads as zeros. */
+  readonly hole?: boolean
+  /** Only some of it changed: the rest is what the basis has, if that still has this digest. */
+  readonly patch?: Patch
+}
+
+export interface Patch {
+  /** What changed, as offsets in the disk and lengths. */
+  readonly extents: readonly Extent[]
+  /** The chunk's digest in the basis. */
+  readonly before: string
 }
 
 /** Digests looked at together: those of 256 MiB of the source's disk. */
 const BATCH = 256
+/** A line for a chunk whose own is yet to be written. */
+const NO_DIGEST = '0'.repeat(64)
 
-/** Every chunk, whatever the clone has. */
-export async function* everyChunk(chunks: number): AsyncGenerator<Wanted, void> {
+/** Every chunk, whatever the clone has. @param data where the source has data, if that is known */
+export async function* everyChunk(
+  size: number,
+  data: GrainSet | undefined,
+): AsyncGenerator<Wanted, void> {
+  const chunks = chunkCount(size)
   // Several slots ask at once; a generator that awaits nothing still gives each its own.
-  for (let chunk = 0; chunk < chunks; chunk++) yield await Promise.resolve({ chunk })
+  for (let chunk = 0; chunk < chunks; chunk++)
+    yield await Promise.resolve({ chunk, hole: isHole(data, size, chunk) })
+}
+
+const isHole = (data: GrainSet | undefined, size: number, chunk: number): boolean =>
+  data?.touches(chunk * CHUNK_SIZE, chunkLength(size, chunk)) === false
+
+/**
+ * What changed since the basis; the digests of all else are taken from there.
+ * @param changed in grains. @param data where the source has data, if that is known. @param was the manifest of the basis
+ * @param record writes digests into the new manifest. @param onSame told of chunks that need not be got
+ */
+export async function* changedChunks(
+  changed: GrainSet,
+  data: GrainSet | undefined,
+  was: number,
+  record: (chunk: number, digests: readonly string[]) => void,
+  onSame: (chunk: number) => void,
+): AsyncGenerator<Wanted, void> {
+  const { size } = changed
+  const chunks = chunkCount(size)
+  for (let first = 0; first < chunks; first += BATCH) {
+    const before = readDigests(was, first, Math.min(BATCH, chunks - first))
+    record(
+      first,
+      before.map(digest => digest || NO_DIGEST),
+    )
+    // As in everyChunk: several slots ask at once.
+    await Promise.resolve()
+    for (const [at, digest] of before.entries()) {
+      const chunk = first + at
+      const offset = chunk * CHUNK_SIZE
+      const length = chunkLength(size, chunk)
+      const extents = [...changed.extents(offset, offset + length)]
+      if (digest === '') yield { chunk }
+      else if (extents.length === 0) onSame(chunk)
+      else if (isHole(data, size, chunk)) yield { chunk, hole: true }
+      else if (extents[0]?.[1] === length) yield { chunk }
+      else yield { chunk, patch: { extents, before: digest } }
+    }
+  }
 }
 
 /**

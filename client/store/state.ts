@@ -21,6 +21,10 @@ const stateSchema = z.object({
   failures: count,
   /** Whose clone this is; null before the first generation. */
   bound: z.object({ hostId: z.uuid(), domainUuid: z.uuid() }).nullable(),
+  /** When a pull last compared or read everything. */
+  comparedAt: z.iso.datetime().optional(),
+  /** What the source recorded to have changed was wrong: a human must look before it is believed again. */
+  distrusted: z.object({ at: z.iso.datetime(), reason: z.string() }).optional(),
   lastAttempt: z
     .object({
       at: z.iso.datetime(),

@@ -105,6 +105,10 @@ const policy = {
         ),
     })
     .optional(),
+  tracking: z
+    .boolean()
+    .optional()
+    .describe('Record in QEMU what changes between pulls, so that only that is read'),
   freezeDeadline: duration.optional().describe('The guest is thawed after this, whatever happens'),
   mergeWait: duration
     .refine(value => value <= 150_000, 'mergeWait is at most 150s: clients give up after 180s')
@@ -170,6 +174,8 @@ export interface DomainSettings {
     readonly floor: number
   }
   readonly overlay: { readonly max: Share; readonly reserve: Share }
+  /** Whether QEMU records what changes between recovery points. */
+  readonly tracking: boolean
   readonly freezeDeadline: number
   readonly mergeWait: number
   readonly disks: Readonly<Record<string, { readonly exclude?: boolean | undefined }>>
@@ -182,6 +188,7 @@ const BUILT_IN: DomainSettings = {
   merge: { bandwidth: 0, alarm: 15 * 60_000, pause: 0 },
   session: { maxAge: 6 * 3600_000, stall: 60_000, floor: 64 * 1024 },
   overlay: { max: '20%', reserve: '10%' },
+  tracking: true,
   freezeDeadline: 10_000,
   mergeWait: 120_000,
   disks: {},
@@ -253,6 +260,8 @@ export interface Paths {
   readonly connections: string
   readonly exports: string
   readonly journals: string
+  /** Who acknowledged which recovery point. */
+  readonly tracking: string
   readonly hostId: string
   /** One file of rights per client, beside the configuration. */
   readonly clients: string
@@ -270,6 +279,7 @@ export function sourcePaths(config: SourceConfig, file: string): Paths {
     connections: `${config.runDir}/connections`,
     exports: `${config.runDir}/exports`,
     journals: `${config.stateDir}/sessions`,
+    tracking: `${config.stateDir}/tracking`,
     hostId: `${config.stateDir}/host-id`,
     clients: path.join(path.dirname(path.resolve(file)), 'clients'),
     tls: tlsFiles(config, file),

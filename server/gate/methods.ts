@@ -17,7 +17,10 @@ import { handle, type Handlers } from '../serve/handle.ts'
 import type { Domains } from '../serve/domains.ts'
 import { allocatedBytes } from '../session/watchdog.ts'
 import type { Source } from '../source.ts'
+import { acknowledged } from '../tracking/tracking.ts'
+import { readStorageNodes } from '../tracking/bitmaps.ts'
 import { frozenDigests } from './digests.ts'
+import { frozenAllocation, frozenChanges } from './extents.ts'
 
 /** @param hostId this source's identity, to which clones are bound */
 export function serveGate(
@@ -98,9 +101,9 @@ export function serveGate(
       await may('describe', domain)
       return describe(source, domains, domain)
     },
-    async 'session.open'({ domain }) {
+    async 'session.open'({ domain, want }) {
       await may('pull', domain)
-      const { lease, joined } = domains.get(domain).open(client)
+      const { lease, joined } = domains.get(domain).open(client, want.tracking === true)
       keep(lease)
       log.info({ domain, joined }, 'session reserved')
       return { token: lease.token, session: lease.token.slice(0, 8), joined }
@@ -131,6 +134,16 @@ export function serveGate(
       await may('digests', lease.domain)
       return { digests: await frozenDigests(lease, asked, gone.signal) }
     },
+    async allocation({ token, ...asked }) {
+      const lease = leaseOf(token)
+      await may('digests', lease.domain)
+      return frozenAllocation(lease, asked)
+    },
+    async changes({ token, ...asked }) {
+      const lease = leaseOf(token)
+      await may('digests', lease.domain)
+      return frozenChanges(lease, asked)
+    },
     async acknowledge({ domain, recoveryPoint }) {
       await may('pull', domain)
       domains.get(domain)
@@ -138,6 +151,7 @@ export function serveGate(
         { domain, recoveryPoint },
         'acknowledged: the client holds this recovery point, verified',
       )
+      await acknowledged(source, domain, client, recoveryPoint)
       return {}
     },
     async outcome({ token, waitMs }) {
@@ -179,6 +193,8 @@ async function describe(
     domains.xml(domain),
     source.virsh.text(['domstate', '--domain', domain]),
   ])
+  // What is recorded tells a dry run what a pull would read; without it, that is not known.
+  const nodes = await readStorageNodes(source.virsh.monitor(domain)).catch(() => [])
   const disks = read.disks.map(async disk => {
     const verdict = exportability(domain, disk, settings.disks[disk.target]?.exclude === true)
     if (verdict.kind !== 'export')
@@ -188,7 +204,10 @@ async function describe(
     // A device has all of its bytes; a file has no more than it would without holes.
     const allocated =
       baseType === 'block' ? size : Math.min(size, await allocatedBytes(verdict.base))
-    return { target: disk.target, exported: true, format: verdict.format, size, allocated }
+    const points = nodes.find(({ file }) => file === verdict.base)?.points ?? []
+    const tracked = [...points].map(([recoveryPoint, bytes]) => ({ recoveryPoint, bytes }))
+    const { target } = disk
+    return { target, exported: true, format: verdict.format, size, allocated, tracked }
   })
   return { domain, uuid: read.uuid, state: state.trim(), disks: await Promise.all(disks) }
 }

@@ -51,7 +51,7 @@ export interface BlockJob {
 }
 
 /** QEMU writes `json:{…}` for a node whose options a plain path cannot say. */
-function plainPath(filename: string): string {
+export function plainPath(filename: string): string {
   if (!filename.startsWith('json:')) return filename
   const options: unknown = JSON.parse(filename.slice('json:'.length))
   const shape = z.union([

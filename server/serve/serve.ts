@@ -8,6 +8,7 @@ import { Failure, toFailure } from '../../shared/failures.ts'
 import { writeDurably } from '../../shared/host/durable.ts'
 import { tryLock } from '../../shared/host/lock.ts'
 import type { Paths } from '../config/schema.ts'
+import { forgetUntracked } from '../tracking/tracking.ts'
 import type { Source } from '../source.ts'
 import { listenTls } from '../tls/listener.ts'
 import { attachRoles } from './attach.ts'
@@ -68,6 +69,7 @@ export async function serve(source: Source, signal: AbortSignal, ready: () => vo
     )
   // A domain that cannot be recovered must not keep the others from being served: each begin recovers its own first.
   void domains.recoverAll(false)
+  void forgetUntracked(source)
   cleanup.defer(() => stopAll(domains))
   cleanup.defer(() => notify.stopping())
 

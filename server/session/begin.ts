@@ -35,6 +35,7 @@ import { beginOff, type OffGuard } from './off.ts'
 import { baseWrittenMs, placeOf } from './overlay.ts'
 import { preflight } from './preflight.ts'
 import { settle } from './settle.ts'
+import { track, UNTRACKED, type Tracking } from '../tracking/tracking.ts'
 
 /** A domain whose bases are frozen. */
 export interface Frozen {
@@ -42,6 +43,7 @@ export interface Frozen {
   readonly recoveryPoint: RecoveryPoint
   readonly disks: readonly (SessionDisk & SessionDiskRecord)[]
   readonly info: SessionInfo
+  readonly tracking: Tracking
   /** Only of a domain that is off: what makes its bases stand still. */
   readonly off?: OffGuard
 }
@@ -51,8 +53,11 @@ const THAW_PATIENCE_MS = 10_000
 
 const NO_FREEZE_REMEDY = 'start qemu-guest-agent in the guest, or set quiesce: auto in source.yaml'
 
-/** @throws Failure SOURCE_REFUSED, SNAPSHOT_FAILED (source on its bases), MERGE_FAILED or NEEDS_OPERATOR (it is not) */
-export async function begin(source: Source, domain: string): Promise<Frozen> {
+/**
+ * @param tracked whether a client wants changes to be recorded.
+ * @throws Failure SOURCE_REFUSED, SNAPSHOT_FAILED (source on its bases), MERGE_FAILED or NEEDS_OPERATOR (it is not)
+ */
+export async function begin(source: Source, domain: string, tracked = false): Promise<Frozen> {
   const { virsh, log, paths } = source
   const settings = domainSettings(source.config, domain)
 
@@ -102,9 +107,14 @@ export async function begin(source: Source, domain: string): Promise<Frozen> {
       { domain, recoveryPoint: id, ...taken.times, consistency: taken.consistency },
       'frozen',
     )
+    const tracking =
+      tracked && settings.tracking
+        ? await track(source, domain, checked.uuid, id, disks)
+        : UNTRACKED
     return {
       journal,
       recoveryPoint,
+      tracking,
       disks,
       info: {
         recoveryPoint,

@@ -25,7 +25,7 @@ export interface DomainSessions {
   readonly refusals: Refusal[]
   leases(): readonly Lease[]
   /** Reserves a lease; it joins a frozen session that may be joined. @throws Failure SOURCE_REFUSED over the cap */
-  open(client: string): { lease: Lease; joined: boolean }
+  open(client: string, tracking?: boolean): { lease: Lease; joined: boolean }
   /** Freezes now, or joins, and holds the session for stock clients until `release`. */
   hold(client: string): Promise<Lease>
   /** Lets a connection in: returns when its link is there. @throws Failure with the reason of the refusal */
@@ -58,11 +58,14 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
   let stopping: Failure | undefined
 
   /** Joins or begins; undefined means: another session must end first. Runs in the queue. */
-  async function enter(): Promise<Session | undefined> {
+  async function enter(byHand = false): Promise<Session | undefined> {
     if (stopping) throw stopping
     if (current) return isJoinable(current) ? current : undefined
     await recoverJournal(source, domain)
-    const session = createSession(domain, await begin(source, domain), createHasher(hashingLog))
+    // What is held by hand may be held for a standby.
+    const tracked = byHand || [...leases.values()].some(lease => lease.tracking && isAlive(lease))
+    const frozen = await begin(source, domain, tracked)
+    const session = createSession(domain, frozen, createHasher(hashingLog))
     current = session
     session.frozen.off?.watch.onBreak(reason => endSession(session, reason))
     return session
@@ -215,10 +218,10 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
     last: () => last,
     refusals: [],
     leases: () => [...leases.values()],
-    open(client) {
+    open(client, tracking = false) {
       if (stopping) throw stopping
       makeRoom(leases, domain, client)
-      const lease = createLease(domain, client, 'gate')
+      const lease = createLease(domain, client, 'gate', tracking)
       leases.set(lease.token, lease)
       const joined = current !== undefined && isJoinable(current)
       if (joined && current) bind(lease, current)
@@ -226,7 +229,7 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
     },
     hold(client) {
       return inTime(async late => {
-        const session = await enter()
+        const session = await enter(true)
         if (!session) return undefined
         if (!late()) {
           const lease = createLease(domain, client, 'operator')

@@ -25,6 +25,8 @@ export interface Lease {
   /** Client name of the gate, or `operator` for a session held by hand. */
   readonly client: string
   readonly kind: 'gate' | 'operator'
+  /** Its client can make use of recorded changes. */
+  readonly tracking: boolean
   state: 'reserved' | 'live' | 'released' | 'ended'
   session: Session | undefined
   renewedAt: number
@@ -43,13 +45,19 @@ export interface Lease {
   notify: (reason: Failure) => void
 }
 
-export function createLease(domain: string, client: string, kind: Lease['kind']): Lease {
+export function createLease(
+  domain: string,
+  client: string,
+  kind: Lease['kind'],
+  tracking = false,
+): Lease {
   const now = Date.now()
   return {
     token: randomBytes(16).toString('hex'),
     domain,
     client,
     kind,
+    tracking,
     state: 'reserved',
     session: undefined,
     renewedAt: now,

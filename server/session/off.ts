@@ -13,6 +13,7 @@ import { readHostFacts } from '../libvirt/facts.ts'
 import { findQemu } from '../libvirt/qemu-process.ts'
 import { startHookFault } from '../libvirt/start-hook.ts'
 import type { Source } from '../source.ts'
+import { UNTRACKED } from '../tracking/tracking.ts'
 import type { Frozen } from './begin.ts'
 import { exportedSize, flushBuffers, readNvram, refuse } from './images.ts'
 import { recordStep, startJournal, type SessionDiskRecord } from './journal.ts'
@@ -84,6 +85,7 @@ export async function beginOff(
       recoveryPoint,
       disks,
       off: guard,
+      tracking: UNTRACKED,
       info: {
         recoveryPoint,
         uuid: xml.uuid,

@@ -18,6 +18,7 @@ import {
 import { nothing } from '../libvirt/monitor.ts'
 import type { QemuProcess } from '../libvirt/qemu-process.ts'
 import type { Source } from '../source.ts'
+import { endReading } from '../tracking/tracking.ts'
 import { putDefinitionOnBase } from './definition.ts'
 import {
   hasStep,
@@ -55,6 +56,7 @@ export async function settleRunning(
   const { domain, recoveryPoint } = journal.intent
   const running: Running = { source, qemu, journal }
   await endPause(running)
+  await endReading(source, domain, qemu)
   const thawed = await thawGuest(running)
 
   const settled: SettledDisk[] = []

@@ -1,7 +1,9 @@
 // A session: the time during which a domain's bases are frozen, who holds it, and how it ended.
 
-import type { Failure } from '../../shared/failures.ts'
+import { Failure } from '../../shared/failures.ts'
+import type { GrainSet } from '../../shared/grain-set.ts'
 import type { Hasher } from '../digest/hasher.ts'
+import { readAllocation } from './allocation.ts'
 import type { Frozen } from './begin.ts'
 import { isAlive, overFailure, type Lease } from './lease.ts'
 
@@ -43,6 +45,8 @@ export interface Session {
   readonly readers: Set<Member>
   /** Computes digests of the bases; like the readers it is ended before they change. */
   readonly hasher: Hasher
+  /** Target -> where its base has data, once that was asked. */
+  readonly allocations: Map<string, Promise<GrainSet>>
   state: 'frozen' | 'merging' | 'merged' | 'failed'
   /** Why it ended, when its holders did not just let it go. */
   reason: Failure | undefined
@@ -65,6 +69,7 @@ export function createSession(domain: string, frozen: Frozen, hasher: Hasher): S
     members: new Map(),
     readers: new Set(),
     hasher,
+    allocations: new Map(),
     state: 'frozen',
     reason: undefined,
     failure: undefined,
@@ -116,4 +121,14 @@ export function isHeld(session: Session): boolean {
 export function frozenSession(lease: Lease): Session {
   if (!isAlive(lease) || lease.session?.state !== 'frozen') throw overFailure(lease)
   return lease.session
+}
+
+/** Where a frozen disk has data; found out once. @throws Failure SOURCE_REFUSED when that cannot be known */
+export function allocationOf(session: Session, target: string): Promise<GrainSet> {
+  const disk = session.frozen.disks.find(one => one.target === target)
+  if (!disk)
+    return Promise.reject(new Failure('SOURCE_REFUSED', `the session has no disk ${target}`))
+  const known = session.allocations.get(target) ?? readAllocation(disk.base, disk.size)
+  session.allocations.set(target, known)
+  return known
 }

@@ -97,7 +97,7 @@ export async function fakeSource(disks: Readonly<Record<string, Buffer>>): Promi
 
   const recoveryPoint = {
     id: newRecoveryPointId(new Date()),
-    instant: new Date().toISOString(),
+    instant: new Date(0).toISOString(),
     consistency: 'quiesced' as const,
   }
   const targets = Object.keys(disks)
@@ -134,7 +134,8 @@ export async function fakeSource(disks: Readonly<Record<string, Buffer>>): Promi
       ],
     }),
     'session.open': () => {
-      const now = new Date()
+      // As a source does: a domain's recovery points are a second apart at least, so their names are in order.
+      const now = new Date(Math.max(Date.now(), Date.parse(recoveryPoint.instant) + 1000))
       Object.assign(recoveryPoint, { id: newRecoveryPointId(now), instant: now.toISOString() })
       return { token: TOKEN, session: 'session-1', joined: false }
     },
@@ -168,6 +169,8 @@ export async function fakeSource(disks: Readonly<Record<string, Buffer>>): Promi
     digests: async ({ target, chunk, count }) => ({
       digests: await digestsOf(file(target), chunk, count).catch(unreadable),
     }),
+    allocation: () => ({ reason: 'it is a fake', extents: [], next: null }),
+    changes: () => ({ reason: 'it is a fake', extents: [], next: null }),
     acknowledge: () => ({}),
     outcome: () => ({ state: 'merged', disks: [], refusals: [] }),
   }

@@ -361,7 +361,10 @@ t.test('a source', async t => {
           t.match((await server('status')).stdout, /unsettled/)
           t.equal((await server('recover', 'mydomain')).exitCode, 13)
           await lab.source(['touch', '/run/may-merge'])
-          t.match((await server('recover', 'mydomain')).stdout, /recovered/)
+          // serve looks again by itself, and may have been the first.
+          const again = await server('recover', 'mydomain')
+          t.equal(again.exitCode, 0)
+          t.match(again.stdout, /recovered|nothing to do/)
           t.strictSame(await sourceFaults(lab), [])
         },
       )

@@ -255,9 +255,16 @@ async function wrongAfterwards(standby: Standby): Promise<string[]> {
   await looks()
   if (existsSync(path.join(standby.dir, 'undo.json')))
     wrong.push('its undo journal is open after a command')
-  if ((await currentOf(standby.dir)) !== undefined) await does('rollback', 'newest')
+  // One that is rolled back to what proved bad shows nothing, and says in what direction to go.
+  if (await isRolledBack(standby.dir)) await does('rollback', 'newest')
   await does('pull')
   if ((await currentOf(standby.dir)) === undefined) wrong.push('there is no current after a pull')
   await looks()
   return wrong
+}
+
+async function isRolledBack(dir: string): Promise<boolean> {
+  const text = await readFile(path.join(dir, 'state.json'), 'utf8').catch(() => '{}')
+  const { selected = 'newest' } = JSON.parse(text) as { selected?: unknown }
+  return selected !== 'newest'
 }

@@ -62,7 +62,8 @@ function changed(content: Buffer, ...chunks: readonly number[]): Buffer {
   const copy = Buffer.from(content)
   for (const chunk of chunks) {
     const at = chunk * 1024 * 1024 + 471
-    copy.writeUInt8(copy.readUInt8(at) ^ 0xff, at)
+    // Never zero: a chunk of zeros is a hole, which no medium has to give back.
+    copy.writeUInt8((copy.readUInt8(at) % 255) + 1, at)
   }
   return copy
 }
