@@ -11,6 +11,7 @@ import { ROOT } from '../lab/names.ts'
 import { runGroup } from './measure.ts'
 import { describeMachine, resultOf, table, type Result } from './report.ts'
 import { otherPrograms, ourPull, type Row, type Run } from './rows.ts'
+import { DELTA_SPACE, deltaRows } from './delta.ts'
 import { storeRows } from './store.ts'
 import * as virtnbdbackup from './virtnbdbackup.ts'
 import { WAYS, waysRows } from './ways.ts'
@@ -36,6 +37,7 @@ const NAMES = [
   'virtnbdbackup',
   ...WAYS,
   'pull-64g',
+  'delta',
   'store',
 ]
 const ABOUT = [
@@ -44,6 +46,7 @@ const ABOUT = [
   'copy, SHA-256 of every MiB, fsync, read-back with O_DIRECT where there is, publish); the gate is that of the tests, so',
   'no domain is frozen or merged. Medians; the rows take turns; files are synced and removed between runs, off the clock.',
   'Times ours above 1: slower than our whole pull. CPU and memory are those of the client, not of the server.',
+  'delta: 8 GiB of random data, kept by the store as its file system allows; then two pulls of 1 % that changed.',
   'ssh, tls, tcp: on loopback, with a real sshd, the relays and the TLS listener of the product. limit: its copy ought to take 10.24 s.',
 ]
 
@@ -64,7 +67,7 @@ const options = await yargs(hideBin(process.argv))
   .option('dir', {
     type: 'string',
     default: '/var/tmp',
-    description: 'where the images go: the file system that is measured; wants 12 GiB',
+    description: 'where the images go: the file system that is measured; wants 29 GiB',
   })
   .strict()
   .help()
@@ -90,7 +93,8 @@ try {
 async function bench(signal: AbortSignal): Promise<string[]> {
   await using cleanup = new Cleanup()
   const onlyStore = NAMES.every(name => wanted(name) === (name === 'store'))
-  const folder = await makeFolder(options.dir, cleanup, onlyStore ? STORE_SPACE : SPACE)
+  const space = wanted('delta') ? SPACE + DELTA_SPACE : SPACE
+  const folder = await makeFolder(options.dir, cleanup, onlyStore ? STORE_SPACE : space)
   const machine = await describeMachine(folder)
   for (const line of machine) say(line)
   const lines = onlyStore ? [] : await benchPulls(folder, cleanup, signal)
@@ -146,9 +150,12 @@ async function benchPulls(
     results.set(wide.name, wide)
   }
 
-  const sorted = NAMES.map(name => results.get(name)).filter(one => one !== undefined)
+  const deltas = wanted('delta') ? await deltaRows(folder, rounds, cleanup, signal) : []
+  const sorted = [...NAMES.map(name => results.get(name)), ...deltas].filter(
+    one => one !== undefined,
+  )
   const commands = sorted
-    .filter(({ command }) => command !== undefined)
+    .filter(({ command, name }) => command !== undefined && !/^delta-[rs]/.test(name))
     .map(({ name, command }) => `  ${name.padEnd(18)} ${command ?? ''}`)
   const report = [
     table(sorted, results.get('pull')),

@@ -9,6 +9,8 @@ import type { Served } from './world.ts'
 /** One run of a row; `phases` are seconds by our pull's own clock. */
 export interface Run extends Measured {
   readonly phases?: Readonly<Record<string, number>>
+  /** By NBD. */
+  readonly bytesRead?: number
 }
 
 export interface Row {
@@ -52,9 +54,13 @@ export function ourPull(
       ]
       const measured = await measure(argv, folder, signal)
       const { results } = JSON.parse(measured.stdout) as {
-        results: { seconds: Record<string, number> }[]
+        results: { seconds: Record<string, number>; bytes: { read: number } }[]
       }
-      return { ...measured, phases: results[0]?.seconds ?? {} }
+      return {
+        ...measured,
+        phases: results[0]?.seconds ?? {},
+        bytesRead: results[0]?.bytes.read ?? 0,
+      }
     },
     clear: () => rm(store, { recursive: true, force: true }),
   }

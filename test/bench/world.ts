@@ -2,7 +2,7 @@
 
 import { spawn, type ChildProcess } from 'node:child_process'
 import { randomFillSync } from 'node:crypto'
-import { mkdtemp, open, rm, statfs, symlink, writeFile } from 'node:fs/promises'
+import { mkdtemp, open, rm, stat, statfs, symlink, writeFile } from 'node:fs/promises'
 import { createServer } from 'node:net'
 import path from 'node:path'
 import { loadConfig } from '../../client/config/effective.ts'
@@ -10,7 +10,8 @@ import type { Cleanup } from '../../shared/cleanup.ts'
 import { Failure } from '../../shared/failures.ts'
 import { exportName } from '../../shared/names.ts'
 import { formatSize } from '../../shared/quantities.ts'
-import { fakeSource, TOKEN } from '../client/fake-source.ts'
+import { readAllocation } from '../../server/session/allocation.ts'
+import { fakeSource, TOKEN, type FakeSource } from '../client/fake-source.ts'
 import { childEnvironment } from '../lab/environment.ts'
 import { runGroup } from './measure.ts'
 
@@ -41,6 +42,8 @@ export interface Served {
   readonly config: string
   /** Where that puts its clones. */
   readonly store: string
+  /** What the gate answers. */
+  readonly handlers: FakeSource['handlers']
   /** Of the tests' gate: argv. */
   readonly gateCommand: readonly string[]
   /** Of nbd-server on a connection. */
@@ -126,6 +129,18 @@ export async function serve(folder: string, image: string, cleanup: Cleanup): Pr
   source.killNbd()
   await rm(source.file('vda'))
   await symlink(image, source.file('vda'))
+  // What the product's gate would say of a frozen base.
+  const { handlers } = source
+  const { hello } = handlers
+  handlers.hello = async params => ({
+    ...(await hello(params)),
+    features: ['digests', 'allocation', 'changes'],
+  })
+  handlers.allocation = async () => {
+    const { size } = await stat(image)
+    const data = await readAllocation(image, size)
+    return { size, extents: [...data.extents()].map(([at, length]) => [at, length]), next: null }
+  }
   const standby = path.join(folder, `${name}.yaml`)
   const store = path.join(folder, `${name}.store`)
   const gateCommand = loadConfig(source.configFile).sources['alpha']?.gateCommand ?? []
@@ -136,5 +151,5 @@ export async function serve(folder: string, image: string, cleanup: Cleanup): Pr
       `domains: { mydomain: { source: bench } }\n`,
   )
   const uri = `nbd+unix:///disk?socket=${socket}`
-  return { image, uri, config: standby, store, gateCommand, serverConfig: config }
+  return { image, uri, config: standby, store, handlers, gateCommand, serverConfig: config }
 }

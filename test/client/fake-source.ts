@@ -96,7 +96,7 @@ export async function fakeSource(disks: Readonly<Record<string, Buffer>>): Promi
   await serveNbd()
 
   const recoveryPoint = {
-    id: newRecoveryPointId(new Date()),
+    id: newRecoveryPointId(new Date(0)),
     instant: new Date(0).toISOString(),
     consistency: 'quiesced' as const,
   }
@@ -134,9 +134,11 @@ export async function fakeSource(disks: Readonly<Record<string, Buffer>>): Promi
       ],
     }),
     'session.open': () => {
-      // As a source does: a domain's recovery points are a second apart at least, so their names are in order.
-      const now = new Date(Math.max(Date.now(), Date.parse(recoveryPoint.instant) + 1000))
-      Object.assign(recoveryPoint, { id: newRecoveryPointId(now), instant: now.toISOString() })
+      const now = new Date()
+      // As those of a source, a domain's recovery points are in the order of their names.
+      let id = newRecoveryPointId(now)
+      while (id <= recoveryPoint.id) id = newRecoveryPointId(new Date())
+      Object.assign(recoveryPoint, { id, instant: now.toISOString() })
       return { token: TOKEN, session: 'session-1', joined: false }
     },
     'session.renew': () => ({}),

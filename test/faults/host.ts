@@ -112,7 +112,6 @@ export const HOST: readonly Scenario[] = [
     step: 'frozen, copying',
     fault: 'network cut',
     pull: true,
-    sample: true,
     run: networkCut,
   },
   {
@@ -120,7 +119,6 @@ export const HOST: readonly Scenario[] = [
     step: 'frozen, copying',
     fault: 'the file system of the overlays is full',
     pull: true,
-    sample: true,
     run: overlaySpaceGone,
   },
 ]

@@ -8,7 +8,7 @@ import { sample } from '../faults/table.ts'
 
 t.setTimeout(580_000)
 
-const ROUNDS = 4
+const ROUNDS = 2
 
 t.test('after a fault the source is as it was found', async t => {
   const seed = Date.now() % 1_000_000
