@@ -62,7 +62,6 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
     if (stopping) throw stopping
     if (current) return isJoinable(current) ? current : undefined
     await recoverJournal(source, domain)
-    // What is held by hand may be held for a standby.
     const tracked = byHand || [...leases.values()].some(lease => lease.tracking && isAlive(lease))
     const frozen = await begin(source, domain, tracked)
     const session = createSession(domain, frozen, createHasher(hashingLog))

@@ -68,6 +68,7 @@ async function killCopying(world: World, victim: Killed): Promise<Happened> {
 /** Rows that `npm test` has too: each victim and each step at least once. */
 const SAMPLE = [
   'kill-hook-snapshot-before',
+  'kill-nbd-server-intent',
   'kill-client-thaw-after',
   'kill-virsh-merge-after',
   'kill-serve-pivot-after',
