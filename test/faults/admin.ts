@@ -133,7 +133,7 @@ const DEEDS: readonly Deed[] = [
       return undefined
     },
   },
-  { name: 'stack', fault: 'a snapshot of the admin on ours', act: stackSnapshot },
+  { name: 'stack', fault: 'a snapshot of the admin on ours', act: stackSnapshot, sample: true },
   {
     name: 'undefine',
     fault: 'undefine, while it runs',

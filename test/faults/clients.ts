@@ -185,6 +185,7 @@ export const CLIENT: readonly Scenario[] = [
     name: 'overlap',
     step: 'frozen, two pulls copying three disks',
     fault: 'SIGKILL of one client',
+    sample: true,
     pull: true,
     run: overlap,
   },
@@ -192,6 +193,7 @@ export const CLIENT: readonly Scenario[] = [
     name: 'dead-end-recover',
     step: 'merge failed, clients are refused',
     fault: 'left on an overlay; then one clone-server recover',
+    sample: true,
     pull: true,
     run: world =>
       deadEnd(world, () => world.client('source', ['clone-server', 'recover', 'mydomain'])),

@@ -112,6 +112,7 @@ export const HOST: readonly Scenario[] = [
     step: 'frozen, copying',
     fault: 'network cut',
     pull: true,
+    sample: true,
     run: networkCut,
   },
   {
@@ -119,6 +120,7 @@ export const HOST: readonly Scenario[] = [
     step: 'frozen, copying',
     fault: 'the file system of the overlays is full',
     pull: true,
+    sample: true,
     run: overlaySpaceGone,
   },
 ]
