@@ -129,6 +129,7 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
       return session
     } catch (error) {
       session.members.delete(member.id)
+      if (!isHeld(session)) session.reason ??= toFailure(error)
       throw error
     } finally {
       endIfUnheld(session)
@@ -261,7 +262,8 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
       return frozen.recoveryPoint.id
     },
     abandon(lease) {
-      if (!lease.session) endLease(lease, 'released')
+      const gone = 'its client went away before the session had begun'
+      if (!lease.session) endLease(lease, 'ended', new Failure('SOURCE_REFUSED', gone))
     },
     endLeases(client, reason) {
       const own = livingOf(client)

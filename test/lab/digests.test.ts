@@ -42,7 +42,7 @@ t.test('a client that compares by hash', async t => {
     const { features } = await client.ask('hello', {
       ...{ protocol: { min: 1, max: 1 }, version: 'test', clockMs: Date.now() },
     })
-    t.strictSame(features, ['digests'])
+    t.strictSame(features, ['digests', 'allocation', 'changes'])
     const { disks } = await client.ask('session.info', { token: client.token })
     // Nothing is read by NBD from here on: only this keeps the session from being taken for one that stands still.
     const end = Date.now() + 2 * STALL_MS
