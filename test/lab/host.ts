@@ -13,6 +13,7 @@ import {
   hostDirectory,
   imageOf,
   LOG,
+  markOf,
   namespaceOf,
   script,
   type HostName,
@@ -46,7 +47,7 @@ export async function switchOn(host: HostName): Promise<void> {
     ],
     {
       stdio: ['ignore', 'pipe', log],
-      env: { ...childEnvironment(), NBD_CLONE_LAB: host },
+      env: { ...childEnvironment(), NBD_CLONE_LAB: markOf(host) },
       cwd: '/',
     },
   )

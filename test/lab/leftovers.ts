@@ -3,7 +3,7 @@
 import { readFileSync } from 'node:fs'
 import { access, readFile, rm } from 'node:fs/promises'
 import { execa } from 'execa'
-import { BIG, HOSTS, namespaceOf, STATE } from './names.ts'
+import { BIG, HOSTS, markOf, namespaceOf, STATE } from './names.ts'
 import { listProcesses, namespaceInode, signal, waitFor, type Process } from './processes.ts'
 
 /** Everything that should not be there when no lab is up, one line each, e.g. `loop /dev/loop0 (...)`. */
@@ -58,10 +58,12 @@ function labProcesses(): Process[] {
   })
 }
 
+const marks = HOSTS.map(host => `NBD_CLONE_LAB=${markOf(host)}`)
+
 function isMarked(pid: number): boolean {
   try {
     const environment = readFileSync(`/proc/${pid}/environ`, 'latin1').split('\0')
-    return environment.some(entry => entry.startsWith('NBD_CLONE_LAB='))
+    return environment.some(entry => marks.includes(entry))
   } catch {
     return false
   }
@@ -98,7 +100,7 @@ async function labLoops(path = BIG): Promise<Loop[]> {
   const { stdout } = await execa('losetup', ['--list', '--json', '--output', columns])
   if (stdout.trim() === '') return []
   const all = (JSON.parse(stdout) as { loopdevices: LoopRow[] }).loopdevices
-  const ours = all.filter(row => row['back-file'].startsWith(path))
+  const ours = all.filter(row => `${row['back-file']}/`.startsWith(`${path}/`))
   const numbers = ours.map(row => row['maj:min'].trim())
   const nested = all.filter(row => numbers.includes(row['back-maj:min'].trim()))
   return [...nested, ...ours].map(row => ({ name: row.name, file: row['back-file'] }))

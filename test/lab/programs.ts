@@ -9,7 +9,9 @@ import { execa } from 'execa'
 import { Cleanup } from '../../shared/cleanup.ts'
 import { Failure } from '../../shared/failures.ts'
 import { childEnvironment } from './environment.ts'
-import { CACHE, ROOT } from './names.ts'
+import { CACHE, CACHE_LOCK, ROOT } from './names.ts'
+import { waitFor } from './processes.ts'
+import { takeLock } from './protocol.ts'
 
 const PREFIX = join(CACHE, 'prefix')
 const INSTALLED = join(CACHE, 'installed.sha256')
@@ -24,6 +26,8 @@ export async function installPrograms(): Promise<string | undefined> {
     return `${files} not built: the hosts have no clone and clone-server of this checkout`
   }
   await using cleanup = new Cleanup()
+  const lock = await waitFor('another lab to install', 60, () => takeLock(CACHE_LOCK))
+  cleanup.defer(() => void lock.close())
   const directory = await mkdtemp(join(tmpdir(), 'nbd-clone-pack-'))
   cleanup.defer(() => rm(directory, { recursive: true, force: true }))
 

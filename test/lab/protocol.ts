@@ -28,15 +28,15 @@ export const keeperOptions = z.object({
 })
 export type KeeperOptions = z.infer<typeof keeperOptions>
 
-/** Takes the lock that makes it one lab per machine. @returns undefined when another process has it */
-export async function takeLock(): Promise<Server | undefined> {
+/** Takes a lock, by default the one that makes a lab the only one of its name. @returns undefined when another process has it */
+export async function takeLock(name = LOCK): Promise<Server | undefined> {
   const server = createServer(socket => socket.destroy())
   return new Promise((resolve, reject) => {
     server.once('error', (error: NodeJS.ErrnoException) => {
       if (error.code === 'EADDRINUSE') resolve(undefined)
       else reject(error)
     })
-    server.listen(LOCK, () => resolve(server))
+    server.listen(name, () => resolve(server))
   })
 }
 
