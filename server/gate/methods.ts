@@ -37,14 +37,15 @@ export function serveGate(
   const gone = new AbortController()
   setMaxListeners(0, gone.signal)
   connection.onClose(() => {
-    gone.abort(new Failure('SOURCE_REFUSED', 'the client went away'))
+    const away = new Failure('SOURCE_REFUSED', 'the client went away')
+    gone.abort(away)
     for (const lease of kept) {
       if (lease.gate !== connection) continue
       // Nobody is there to be told; a session that was only reserved came to nothing.
       lease.gate = undefined
       lease.gateLostAt = Date.now()
       lease.notify = () => undefined
-      domains.get(lease.domain).abandon(lease)
+      domains.get(lease.domain).abandon(lease, away)
     }
   })
 

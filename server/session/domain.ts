@@ -35,7 +35,7 @@ export interface DomainSessions {
   /** The client has read everything. @throws Failure unless its session is still frozen */
   release(lease: Lease): Promise<string>
   /** Ends a lease that came to nothing before it had a session. */
-  abandon(lease: Lease): void
+  abandon(lease: Lease, reason: Failure): void
   /** Ends all leases of a client of the gate. @returns how many */
   endLeases(client: string, reason: Failure): number
   /** Settles what an earlier run left. Never while a session is on. */
@@ -83,9 +83,8 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
 
   function whatKeepsIt(): string {
     if (!current) return 'it is recovering, or being frozen'
-    return current.state === 'frozen'
-      ? "another client's session is on"
-      : 'its last session is being merged'
+    const frozen = current.state === 'frozen'
+    return frozen ? "another client's session is on" : 'its last session is being merged'
   }
 
   const livingOf = (client: string): Lease[] =>
@@ -261,9 +260,8 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
       endLease(lease, 'released')
       return frozen.recoveryPoint.id
     },
-    abandon(lease) {
-      const gone = 'its client went away before the session had begun'
-      if (!lease.session) endLease(lease, 'ended', new Failure('SOURCE_REFUSED', gone))
+    abandon(lease, reason) {
+      if (!lease.session) endLease(lease, 'ended', reason)
     },
     endLeases(client, reason) {
       const own = livingOf(client)

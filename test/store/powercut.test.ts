@@ -3,8 +3,8 @@
 
 import t from 'tap'
 import { execa } from 'execa'
-import { built, PLAIN } from './store/built.ts'
-import type { Told } from './store/run.ts'
+import { built, PLAIN } from './built.ts'
+import type { Told } from './run.ts'
 
 const seed = process.env['SEED'] ?? String(Date.now() % 1_000_000)
 

@@ -4,14 +4,14 @@ import t, { type Test } from 'tap'
 import { execFileSync } from 'node:child_process'
 import { mkdir, readFile, readlink, symlink, writeFile } from 'node:fs/promises'
 import path from 'node:path'
-import { NOBODY } from '../client/attempt.ts'
-import { openPool } from '../client/copy/pool.ts'
-import { CHUNK_SIZE } from '../client/plan.ts'
-import { takeDevice } from '../client/store/device.ts'
-import { soundGenerations } from '../client/store/generation.ts'
-import { layoutOf, makeFolders, type Layout } from '../client/store/layout.ts'
-import { planRollback, rollback } from '../client/store/rollback.ts'
-import { readState } from '../client/store/state.ts'
+import { NOBODY } from '../../client/attempt.ts'
+import { openPool } from '../../client/copy/pool.ts'
+import { CHUNK_SIZE } from '../../client/plan.ts'
+import { takeDevice } from '../../client/store/device.ts'
+import { soundGenerations } from '../../client/store/generation.ts'
+import { layoutOf, makeFolders, type Layout } from '../../client/store/layout.ts'
+import { planRollback, rollback } from '../../client/store/rollback.ts'
+import { readState } from '../../client/store/state.ts'
 import {
   aDisk,
   bytesOf,
@@ -23,8 +23,8 @@ import {
   stage,
   type Basis,
   type Contents,
-} from './client/generations.ts'
-import { aDevice, aMedium } from './client/medium.ts'
+} from '../client/generations.ts'
+import { aDevice, aMedium } from '../client/medium.ts'
 
 const MIB = 1024 * 1024
 const medium = await aMedium(t, 'ext4', 128)

@@ -1,6 +1,6 @@
 // verify, repair and reverify: what is found wrong with a generation, what that does to it, and what sets it right.
 
-import { Failure } from '../shared/failures.ts'
+import { Failure } from '../../shared/failures.ts'
 import t, { type Test } from 'tap'
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
@@ -10,28 +10,28 @@ import { copyFile, mkdir, open, rm, symlink, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { pino } from 'pino'
-import { NOBODY } from '../client/attempt.ts'
+import { NOBODY } from '../../client/attempt.ts'
 import {
   exitOf,
   verifyAll,
   verifyCommand,
   type Manner,
   type Verified,
-} from '../client/commands/verify.ts'
-import { cloneConfig, loadConfig, type CloneConfig } from '../client/config/effective.ts'
-import { pastCache } from '../client/copy/medium.ts'
-import { CHUNK_SIZE } from '../client/plan.ts'
-import { pull } from '../client/pull.ts'
-import type { Pulled } from '../client/pulled.ts'
-import { reverifyDue, reverifyIfDue } from '../client/reverify.ts'
-import { recordFullRead } from '../client/store/full-read.ts'
-import { soundGenerations } from '../client/store/generation.ts'
-import { layoutOf } from '../client/store/layout.ts'
-import { recordName } from '../client/store/record.ts'
-import { verifiedOf } from '../client/store/verified.ts'
-import { fakeSource, refusing, type FakeSource } from './client/fake-source.ts'
-import { aMedium } from './client/medium.ts'
-import { unreadable } from './client/unreadable.ts'
+} from '../../client/commands/verify.ts'
+import { cloneConfig, loadConfig, type CloneConfig } from '../../client/config/effective.ts'
+import { pastCache } from '../../client/copy/medium.ts'
+import { CHUNK_SIZE } from '../../client/plan.ts'
+import { pull } from '../../client/pull.ts'
+import type { Pulled } from '../../client/pulled.ts'
+import { reverifyDue, reverifyIfDue } from '../../client/reverify.ts'
+import { recordFullRead } from '../../client/store/full-read.ts'
+import { soundGenerations } from '../../client/store/generation.ts'
+import { layoutOf } from '../../client/store/layout.ts'
+import { recordName } from '../../client/store/record.ts'
+import { verifiedOf } from '../../client/store/verified.ts'
+import { fakeSource, refusing, type FakeSource } from '../client/fake-source.ts'
+import { aMedium } from '../client/medium.ts'
+import { unreadable } from '../client/unreadable.ts'
 
 const log = pino({ level: 'silent' })
 const never = new AbortController().signal

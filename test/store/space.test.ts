@@ -5,10 +5,10 @@ import { execa } from 'execa'
 import { randomBytes } from 'node:crypto'
 import { copyFile, mkdir, open, readFile, statfs, truncate } from 'node:fs/promises'
 import path from 'node:path'
-import { aDevice, aMedium } from './client/medium.ts'
-import { ROOT } from './lab/names.ts'
-import { altered, changingSource, type Disks } from './store/changing-source.ts'
-import { aStandby } from './store/standby.ts'
+import { aDevice, aMedium } from '../client/medium.ts'
+import { ROOT } from '../lab/names.ts'
+import { altered, changingSource, type Disks } from './changing-source.ts'
+import { aStandby } from './standby.ts'
 
 const MIB = 1024 * 1024
 const raw = (content: Buffer): Disks => ({ vda: { format: 'raw', content } })

@@ -2,7 +2,7 @@
 // each, in which every behaviour is once; `npm run test:faults -- --only store-conformance` does them all.
 
 import t from 'tap'
-import { built, PLAIN } from './store/built.ts'
+import { built, PLAIN } from './built.ts'
 
 const SAMPLES: Readonly<Record<string, readonly string[]>> = {
   'reflink on XFS': ['a claimed generation', 'a bit that flips', 'an older generation is exported'],

@@ -5,21 +5,21 @@ import { execFileSync } from 'node:child_process'
 import { existsSync, readFileSync } from 'node:fs'
 import { cp, rm } from 'node:fs/promises'
 import path from 'node:path'
-import { NOBODY, type Watcher } from '../client/attempt.ts'
-import { claimCommand, releaseCommand } from '../client/commands/claim.ts'
-import { exportCommand } from '../client/commands/export.ts'
-import { pruneCommand } from '../client/commands/prune.ts'
-import { rollbackCommand } from '../client/commands/rollback.ts'
-import { tidy } from '../client/commands/tidy.ts'
-import { verifyCommand } from '../client/commands/verify.ts'
-import { cloneConfig, type CloneConfig } from '../client/config/effective.ts'
-import { standbySchema } from '../client/config/schema.ts'
-import { openPool } from '../client/copy/pool.ts'
-import { claim } from '../client/store/claims.ts'
-import { publishInPlace } from '../client/store/exchange.ts'
-import { soundGenerations } from '../client/store/generation.ts'
-import { layoutOf, makeFolders, type Layout } from '../client/store/layout.ts'
-import { readState } from '../client/store/state.ts'
+import { NOBODY, type Watcher } from '../../client/attempt.ts'
+import { claimCommand, releaseCommand } from '../../client/commands/claim.ts'
+import { exportCommand } from '../../client/commands/export.ts'
+import { pruneCommand } from '../../client/commands/prune.ts'
+import { rollbackCommand } from '../../client/commands/rollback.ts'
+import { tidy } from '../../client/commands/tidy.ts'
+import { verifyCommand } from '../../client/commands/verify.ts'
+import { cloneConfig, type CloneConfig } from '../../client/config/effective.ts'
+import { standbySchema } from '../../client/config/schema.ts'
+import { openPool } from '../../client/copy/pool.ts'
+import { claim } from '../../client/store/claims.ts'
+import { publishInPlace } from '../../client/store/exchange.ts'
+import { soundGenerations } from '../../client/store/generation.ts'
+import { layoutOf, makeFolders, type Layout } from '../../client/store/layout.ts'
+import { readState } from '../../client/store/state.ts'
 import {
   aDisk,
   bytesOf,
@@ -28,8 +28,8 @@ import {
   idOf,
   publishAll,
   stage,
-} from './client/generations.ts'
-import { aMedium } from './client/medium.ts'
+} from '../client/generations.ts'
+import { aMedium } from '../client/medium.ts'
 
 const never = new AbortController().signal
 const store = await aMedium(t, 'ext4', 256)

@@ -1,22 +1,22 @@
 // An exchange that is cut short, by whatever, leaves a complete generation once a command has run; and goes on from there.
 
 import t from 'tap'
-import { ROOT } from './lab/names.ts'
+import { ROOT } from '../lab/names.ts'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync } from 'node:fs'
 import { readdir, readFile } from 'node:fs/promises'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { NOBODY, type Watcher } from '../client/attempt.ts'
-import { openPool } from '../client/copy/pool.ts'
-import { CHUNK_SIZE } from '../client/plan.ts'
-import { publishInPlace } from '../client/store/exchange.ts'
-import { repairCurrent } from '../client/store/current.ts'
-import { soundGenerations } from '../client/store/generation.ts'
-import { layoutOf, makeFolders, type Layout } from '../client/store/layout.ts'
-import { readState } from '../client/store/state.ts'
-import { recover } from '../client/store/undo.ts'
+import { NOBODY, type Watcher } from '../../client/attempt.ts'
+import { openPool } from '../../client/copy/pool.ts'
+import { CHUNK_SIZE } from '../../client/plan.ts'
+import { publishInPlace } from '../../client/store/exchange.ts'
+import { repairCurrent } from '../../client/store/current.ts'
+import { soundGenerations } from '../../client/store/generation.ts'
+import { layoutOf, makeFolders, type Layout } from '../../client/store/layout.ts'
+import { readState } from '../../client/store/state.ts'
+import { recover } from '../../client/store/undo.ts'
 import {
   aDisk,
   bytesOf,
@@ -28,8 +28,8 @@ import {
   publishStaged,
   stage,
   type Contents,
-} from './client/generations.ts'
-import { aMedium } from './client/medium.ts'
+} from '../client/generations.ts'
+import { aMedium } from '../client/medium.ts'
 
 const medium = await aMedium(t, 'ext4', 256)
 const pool = openPool(1)

@@ -5,18 +5,18 @@ import { spawn } from 'node:child_process'
 import { closeSync, openSync, writeSync } from 'node:fs'
 import { mkdir, readdir, rm, stat, writeFile } from 'node:fs/promises'
 import path from 'node:path'
-import { NOBODY } from '../client/attempt.ts'
-import { rollbackCommand } from '../client/commands/rollback.ts'
-import { pruneCommand } from '../client/commands/prune.ts'
-import { cloneConfig, type CloneConfig } from '../client/config/effective.ts'
-import { openPool } from '../client/copy/pool.ts'
-import { standbySchema } from '../client/config/schema.ts'
-import { CHUNK_SIZE } from '../client/plan.ts'
-import { markDamaged } from '../client/store/damage.ts'
-import { soundGenerations } from '../client/store/generation.ts'
-import { layoutOf, makeFolders, type Layout } from '../client/store/layout.ts'
-import { checkPatchable } from '../client/store/rollback.ts'
-import { readState, writeState } from '../client/store/state.ts'
+import { NOBODY } from '../../client/attempt.ts'
+import { rollbackCommand } from '../../client/commands/rollback.ts'
+import { pruneCommand } from '../../client/commands/prune.ts'
+import { cloneConfig, type CloneConfig } from '../../client/config/effective.ts'
+import { openPool } from '../../client/copy/pool.ts'
+import { standbySchema } from '../../client/config/schema.ts'
+import { CHUNK_SIZE } from '../../client/plan.ts'
+import { markDamaged } from '../../client/store/damage.ts'
+import { soundGenerations } from '../../client/store/generation.ts'
+import { layoutOf, makeFolders, type Layout } from '../../client/store/layout.ts'
+import { checkPatchable } from '../../client/store/rollback.ts'
+import { readState, writeState } from '../../client/store/state.ts'
 import {
   aDisk,
   bytesOf,
@@ -28,8 +28,8 @@ import {
   publishStaged,
   stage,
   type Contents,
-} from './client/generations.ts'
-import { aMedium } from './client/medium.ts'
+} from '../client/generations.ts'
+import { aMedium } from '../client/medium.ts'
 
 const never = new AbortController().signal
 const pool = openPool(1)

@@ -3,9 +3,9 @@
 import t from 'tap'
 import { readdir } from 'node:fs/promises'
 import path from 'node:path'
-import { openPool } from '../client/copy/pool.ts'
-import { CHUNK_SIZE } from '../client/plan.ts'
-import { layoutOf, makeFolders, type Layout } from '../client/store/layout.ts'
+import { openPool } from '../../client/copy/pool.ts'
+import { CHUNK_SIZE } from '../../client/plan.ts'
+import { layoutOf, makeFolders, type Layout } from '../../client/store/layout.ts'
 import {
   aDisk,
   bytesOf,
@@ -16,8 +16,8 @@ import {
   publishStaged,
   stage,
   type Content,
-} from './client/generations.ts'
-import { aMedium } from './client/medium.ts'
+} from '../client/generations.ts'
+import { aMedium } from '../client/medium.ts'
 
 const medium = await aMedium(t, 'ext4', 384)
 const pool = openPool(1)
