@@ -5,7 +5,7 @@ import path from 'node:path'
 import { CHUNK_SIZE } from '../shared/chunks.ts'
 import { FEATURES } from '../shared/gate.ts'
 import type { GrainSet } from '../shared/grain-set.ts'
-import { audit } from './audit.ts'
+import { audit, digestsOf, partlyChangedSample, type Ask } from './audit.ts'
 import { storeFailure } from './copy/image.ts'
 import {
   planPull,
@@ -27,7 +27,9 @@ export interface FrozenPlan {
   readonly changed: ReadonlyMap<string, GrainSet>
   /** Target -> where there is data, as far as the source knows. */
   readonly data: ReadonlyMap<string, GrainSet>
-  /** Chunks that were hashed on both sides although nothing changed in them. */
+  /** Target -> chunk -> the source's digest of some of which only some changed. */
+  readonly promised: ReadonlyMap<string, ReadonlyMap<number, string>>
+  /** Chunks whose digests were asked for beside what was recorded. */
   readonly audited: number
   /** What the audit found: the source's bitmaps are not to be trusted. */
   readonly alarm?: string
@@ -51,13 +53,17 @@ export async function planFrozen(
 ): Promise<FrozenPlan> {
   const data = new Map<string, GrainSet>()
   if (features.includes(FEATURES.allocation))
-    for (const disk of disks) {
-      const told = await dataOf(gate, token, disk, signal)
-      if (isKnown(told)) data.set(disk.target, told)
-    }
+    // Who wants every byte believes no map.
+    await Promise.all(
+      (means.full ? [] : disks).map(async disk => {
+        const told = await dataOf(gate, token, disk, signal)
+        if (isKnown(told)) data.set(disk.target, told)
+      }),
+    )
 
   const changed = new Map<string, GrainSet>()
   const changes = new Map<string, Change>()
+  const promised = new Map<string, ReadonlyMap<number, string>>()
   let audited = 0
   let alarm: string | undefined
   const wouldTrack = planPull(disks, held, { ...means, changes: undefined })
@@ -65,7 +71,7 @@ export async function planFrozen(
     const base = bases.of.get(disk.target)
     if (disk.kind !== 'changed' || !base) continue
     if (!features.includes(FEATURES.changes)) {
-      changes.set(disk.target, { reason: 'the source is too old to tell what changed' })
+      changes.set(disk.target, { reason: 'the source does not tell this client what changed' })
       continue
     }
     const told = await changesSince(gate, token, disk, base.generation.id, signal)
@@ -74,13 +80,13 @@ export async function planFrozen(
       continue
     }
     markResized(told, base.disk.size)
-    const found = await auditOne(
-      told,
-      base,
-      sourceDigests(gate, token, disk.target, disk.size, signal),
-    )
+    const ask = sourceDigests(gate, token, disk.target, disk.size, signal, true)
+    const found = await auditOne(told, base, ask)
     audited += found.audited
     if (found.lie === undefined) {
+      const digests = await digestsOf(partlyChangedSample(told, Math.random), ask)
+      audited += digests.size
+      promised.set(disk.target, digests)
       changed.set(disk.target, told)
       changes.set(disk.target, { bytes: told.bytes() })
     } else {
@@ -92,7 +98,7 @@ export async function planFrozen(
   if (alarm !== undefined)
     for (const target of changed.keys()) changes.set(target, { reason: alarm })
   const plan = planPull(disks, held, { ...means, changes })
-  return { plan, changed, data, audited, ...(alarm !== undefined && { alarm }) }
+  return { plan, changed, data, promised, audited, ...(alarm !== undefined && { alarm }) }
 }
 
 /** From the chunk on in which the smaller of both sizes ends, a chunk is another one, or as long as it was by chance. */
@@ -106,7 +112,7 @@ function markResized(changed: GrainSet, before: number): void {
 async function auditOne(
   changed: GrainSet,
   { generation, disk }: Base,
-  ask: (chunk: number, count: number) => Promise<readonly string[]>,
+  ask: Ask,
 ): Promise<{ audited: number; lie?: number }> {
   const manifest = path.join(generation.dir, manifestName(disk))
   const was = await open(manifest, 'r').catch((error: unknown) => {

@@ -89,7 +89,8 @@ export async function importFolder(
   const dir = await publish(layout, id)
   attempt.seq = seq
   const { hostId, domainUuid } = generation.source
-  const next = { ...state, lastSeq: seq, bound: { hostId, domainUuid } }
+  const { comparedAt, ...rest } = state
+  const next = { ...rest, lastSeq: seq, bound: { hostId, domainUuid } }
   await writeState(layout, next)
   await repairCurrent(layout, next, await soundGenerations(layout.dir))
   return { seq, dir }

@@ -14,6 +14,7 @@ import {
   withGeneration,
   type Attempt,
 } from './attempt.ts'
+import { TrackingLie } from './audit.ts'
 import type { CloneConfig } from './config/effective.ts'
 import { bytesOf } from './copy/chunk-set.ts'
 import { copy } from './copy/copy.ts'
@@ -36,7 +37,7 @@ import {
   wantedDisks,
 } from './source/session.ts'
 import { streamsPerDisk } from './source/streams.ts'
-import { trustAfter, whyCompare } from './trust.ts'
+import { distrust, trustAfter, whyCompare } from './trust.ts'
 import { stopAfter } from './stop-after.ts'
 import { reverifyIfDue } from './reverify.ts'
 import { checkPatched, findBases, heldBy, roomOf } from './store/bases.ts'
@@ -64,6 +65,9 @@ import { checkRoom, checkWritable } from './store/room.ts'
 import { nameStaging, stageBases } from './store/stage.ts'
 import { readState } from './store/state.ts'
 import { recover } from './store/undo.ts'
+
+/** How long a connection may take to end that has nothing to give any more; the release proves what was read. */
+const GOODBYE_MS = 5_000
 
 /** Pulls one domain into its clone; every attempt under the lock leaves a history line. @throws Failure */
 export async function pull(clone: CloneConfig, options: PullOptions): Promise<Pulled> {
@@ -115,7 +119,7 @@ async function pullLocked(
 
   // 1. May this clone be written?
   await recover(layout, stopped)
-  const state = await readState(layout)
+  let state = await readState(layout)
   checkRole(layout, state)
   const left = await tidyStaging(layout)
   const donor = full ? undefined : left
@@ -169,11 +173,12 @@ async function pullLocked(
   const onLost = (reason: Failure): void => over.abort(reason)
   const endLease = gate.keepLease({ token, signal, onRetry, onLost })
   cleanup.defer(endLease)
+  const beginning = { gate, clone, token, signal, stopped, onRetry }
   const connections = new Map<string, NbdConnection>()
   cleanup.defer(() => connections.forEach(connection => connection.destroy()))
   const { info, disks } = await timed(attempt, log, 'freeze', async () => {
     for (const { target } of wanted.disks)
-      connections.set(target, await connectOrExplain(gate, clone, target, token, signal, stopped))
+      connections.set(target, await connectOrExplain(beginning, target))
     const info = await gate.call('session.info', { token }, { signal })
     attempt.recoveryPoint = info.recoveryPoint.id
     return { info, disks: checkSession(clone, info, described.uuid, connections, wanted.omitted) }
@@ -189,9 +194,14 @@ async function pullLocked(
   const frozenPlan = await timed(attempt, log, 'plan', () =>
     planFrozen(asked, disks, held, bases, means),
   ).catch((error: unknown) => explainLoss(gate, token, error, signal))
-  const { plan, changed, data, audited, alarm } = frozenPlan
+  const { plan, changed, data, promised, audited, alarm } = frozenPlan
   Object.assign(attempt, { plan, audited, alarm })
-  if (alarm !== undefined) log.error({ alarm }, 'the source does not record all changes')
+  const raise = async (alarm: string): Promise<void> => {
+    attempt.alarm = alarm
+    log.error({ alarm }, 'the source does not record all changes')
+    state = await distrust(layout, state, alarm)
+  }
+  if (alarm !== undefined) await raise(alarm)
 
   // 4. Copy into the store.
   const staging = await nameStaging(layout, id)
@@ -204,8 +214,9 @@ async function pullLocked(
   )
   cleanup.defer(() => lasting.forEach(connection => connection.destroy()))
   const origin = {
-    ...{ connections: lasting, changed, data },
-    digests: ({ target, size }: DiskPlan) => sourceDigests(gate, token, target, size, signal),
+    ...{ connections: lasting, changed, promised, data },
+    digests: ({ target, size }: DiskPlan) =>
+      sourceDigests(gate, token, target, size, signal, verify === 'source'),
   }
   const progress = (bytes: number): void => watcher.progress(bytes)
   const copies = await openDisks(
@@ -213,14 +224,17 @@ async function pullLocked(
   )
   await timed(attempt, log, 'copy', () =>
     copy(copies, pool, attempt.bytes, signal, progress),
-  ).catch((error: unknown) => explainLoss(gate, token, error, signal))
+  ).catch(async (error: unknown) => {
+    if (error instanceof TrackingLie) await raise(error.message)
+    return explainLoss(gate, token, error, signal)
+  })
 
   // 5. Release: the source merges while we go on. An error here means that nothing is published.
   liftLimit()
   await timed(attempt, log, 'release', async () => {
     // Without gate and connections the source would take us for dead: a lost gate must be back before they go.
     await gate.call('session.renew', { token }, { signal })
-    await Promise.all([...lasting.values()].map(connection => connection.disconnect()))
+    await Promise.all([...lasting.values()].map(connection => connection.disconnect(GOODBYE_MS)))
     endLease()
     await release(gate, token, id, signal)
     released()
@@ -269,5 +283,9 @@ async function pullLocked(
 
   const { bytes, seconds } = attempt
   const { omitted } = wanted
-  return { recoveryPoint: id, seq, dir, session, plan, omitted, bytes, seconds, source: outcome }
+  const said = attempt.alarm === undefined ? {} : { alarm: attempt.alarm }
+  return {
+    ...{ recoveryPoint: id, seq, dir, session, plan, omitted, bytes, seconds, ...said },
+    source: outcome,
+  }
 }

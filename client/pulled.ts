@@ -36,4 +36,6 @@ export interface Pulled {
   /** `merged`: the source is on its bases again; `kept`: others still use its session. */
   readonly source: 'merged' | 'kept'
   readonly pruned: PrunePlan
+  /** The source's record of changes was found wrong, so all was compared. */
+  readonly alarm?: string
 }

@@ -43,7 +43,7 @@ export function pullText(result: PullResult): string {
     case 'failed':
       return describeFailure(`clone: ${clone}`, result.failure)
     case 'published': {
-      const { recoveryPoint, seq, bytes, seconds, source } = result.pulled
+      const { recoveryPoint, seq, bytes, seconds, source, alarm } = result.pulled
       const took = (phase: string): string => formatDuration((seconds[phase] ?? 0) * 1000)
       const after =
         source === 'merged'
@@ -53,6 +53,7 @@ export function pullText(result: PullResult): string {
         `${clone}: generation ${recoveryPoint} (seq ${seq}) published and verified; ${after}`,
         `  ${formatSize(bytes.read)} read, ${formatSize(bytes.written)} written;` +
           ` copy ${took('copy')}, verify ${took('verify')}, merge ${took('merge')}`,
+        ...(alarm === undefined ? [] : [`  ALARM: ${alarm}; all was compared instead`]),
       ].join('\n')
     }
   }

@@ -2,7 +2,8 @@
 
 import type { CloneConfig } from './config/effective.ts'
 import type { FrozenPlan } from './frozen-plan.ts'
-import type { State } from './store/state.ts'
+import type { Layout } from './store/layout.ts'
+import { writeState, type State } from './store/state.ts'
 
 export interface Trust {
   /** `--compare`. */
@@ -21,11 +22,19 @@ export function whyCompare(
   if (compare) return '--compare was given'
   if (distrusted && !trustTracking)
     return `tracking is not trusted since ${distrusted.at}; when you know why: --trust-tracking`
-  if (compareEveryMs === undefined) return undefined
+  // What came otherwise, an import say, was never compared with this source.
   if (comparedAt === undefined) return 'no comparison is on record'
+  if (compareEveryMs === undefined) return undefined
   // A clock that was set back must not put it off for ever.
   const ageMs = Math.abs(now - Date.parse(comparedAt))
   return ageMs >= compareEveryMs ? `the last comparison was ${comparedAt}` : undefined
+}
+
+/** The source's record of changes was found wrong: known from now on, whatever becomes of the pull. @returns the new state */
+export async function distrust(layout: Layout, state: State, reason: string): Promise<State> {
+  const next = { ...state, distrusted: { at: new Date().toISOString(), reason } }
+  await writeState(layout, next)
+  return next
 }
 
 /** The state after a pull that was published. */

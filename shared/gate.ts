@@ -146,6 +146,8 @@ const digestsParams = z.object({
   /** The first chunk. */
   chunk: count,
   count: count.min(1).max(MAX_DIGESTS),
+  /** Read also what seems to be a hole; else that is taken for zeros. */
+  whole: z.boolean().optional(),
 })
 const digestsResult = z.object({
   digests: z

@@ -2,7 +2,7 @@
 
 import t, { type Test } from 'tap'
 import { randomBytes } from 'node:crypto'
-import { readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { readdir, rm, truncate, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -278,6 +278,33 @@ t.test('an NBD server that dies and comes back costs the pull nothing', async t 
   const { reconnects } = lastLine(source) as { reconnects: number }
   t.ok(reconnects >= 2, `${reconnects} tries for two disks`)
   t.equal(source.calls.filter(call => call === 'session.open').length, 1, 'one session')
+})
+
+t.test('a connection that is lost while it is made is made anew', async t => {
+  const source = await aSource(t)
+  const tried = path.join(source.dir, 'tried')
+  await source.serveNbd([], `if ! [ -e ${tried} ]; then touch ${tried}; kill -KILL $PPID; fi;`)
+  const pulling = pullFrom(source)
+  while (!existsSync(tried)) await sleep(20)
+  await source.serveNbd(SLOW)
+  await pulling
+  await checkPublished(t, source)
+  t.ok((lastLine(source) as { reconnects: number }).reconnects >= 1)
+})
+
+t.test('a gate that dies before there is a session is replaced, too', async t => {
+  const source = await aSource(t)
+  const { describe } = source.handlers
+  let died = false
+  source.handlers.describe = params => {
+    if (!died) {
+      died = true
+      killGate(source)
+    }
+    return describe(params)
+  }
+  await pullFrom(source)
+  await checkPublished(t, source)
 })
 
 t.test('what comes back must be the same bytes of the same session', async t => {

@@ -451,11 +451,16 @@ t.test('the gate: holes are answered without being read', async t => {
   data.mark(3 * MIB, MIB + 5)
   session.allocations.set('vda', Promise.resolve(data))
   const before = movedBy(session)
-  t.strictSame(
-    await frozenDigests(lease, { target: 'vda', chunk: 0, count: 5 }, never),
-    digestsOf(bytes),
-  )
-  t.equal(movedBy(session) - before, 2 * MIB + 5)
+  const hashed = session.hasher.hashed()
+  const asked = { target: 'vda', chunk: 0, count: 5 }
+  t.strictSame(await frozenDigests(lease, asked, never), digestsOf(bytes))
+  t.equal(session.hasher.hashed() - hashed, 2 * MIB + 5)
+  t.equal(movedBy(session) - before, bytes.length, 'but they are progress')
+
+  // A file system that takes data for a hole: who wants to be certain asks for all.
+  session.allocations.set('vda', Promise.resolve(grainSet(bytes.length)))
+  t.notSame(await frozenDigests(lease, asked, never), digestsOf(bytes))
+  t.strictSame(await frozenDigests(lease, { ...asked, whole: true }, never), digestsOf(bytes))
 })
 
 t.test('the gate: so much at once and no more', async t => {

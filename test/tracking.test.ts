@@ -16,6 +16,7 @@ import { addPoint, readStorageNodes, removePoints } from '../server/tracking/bit
 import { clearTraces, readChanged, socketBeside } from '../server/tracking/export.ts'
 import { outdated, pushedOut } from '../server/tracking/keep.ts'
 import { forgetAll } from '../server/tracking/tracking.ts'
+import { isListening } from './nbd/listening.ts'
 
 const MIB = 1024 * 1024
 const SIZE = 8 * MIB
@@ -49,7 +50,7 @@ async function aQemu(t: Test, format: 'raw' | 'qcow2'): Promise<Qemu> {
     child.kill('SIGKILL')
     await child
   })
-  while (!existsSync(qmp)) await sleep(20)
+  while (!isListening(qmp)) await sleep(20)
   const monitor = await openMonitorSocket(qmp)
   t.teardown(() => monitor[Symbol.asyncDispose]())
   return {

@@ -59,6 +59,10 @@ async function statusOf(clone: CloneConfig): Promise<CloneStatus> {
   const newest = sound.at(-1)?.generation
   const layout = layoutOf(clone.dir)
   const state = await readState(layout).catch(note)
+  if (state?.distrusted)
+    problems.push(
+      `changes that the source records are not believed since ${state.distrusted.at}, so every pull compares all: ${state.distrusted.reason}; when you know why: clone pull ${clone.name} --trust-tracking`,
+    )
   const selected = state && selectedGeneration(state, sound)
   const full = await lastFullRead(layout, sound)
   const staging = await stagingOf(layout)

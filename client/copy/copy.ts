@@ -13,6 +13,7 @@ import { storeFailure, type OpenImage } from './image.ts'
 import type { Pool } from './pool.ts'
 import { fill } from './fill.ts'
 import type { Patch, Wanted } from './wanted.ts'
+import { TrackingLie } from '../audit.ts'
 
 export interface CopyDisk {
   readonly plan: DiskPlan
@@ -24,6 +25,8 @@ export interface CopyDisk {
   readonly was: number | undefined
   /** The image that this one is built upon, to be read where only some of a chunk changed. */
   readonly basis: number | undefined
+  /** A chunk of the basis is not what its manifest says. */
+  readonly onRotten: (chunk: number) => Promise<void>
   /** Bytes of an interrupted pull. */
   readonly donor: Donor | undefined
   /** The chunks that were written; only grows. */
@@ -104,14 +107,18 @@ export async function copy(
       (await fill(disk.basis, chunk, bytes)) &&
       !(await digest(before)).wrong
 
+    /** Else the same bytes once more would leave the bad ones where they are. */
+    let isRotten = false
     const given = expected !== undefined && (await donor?.read(chunk, expected, bytes)) === true
     let found = given ? await digest(expected) : undefined
     if (found && !found.wrong) totals.reused += length
     else {
-      const whole: Extent = [chunk * CHUNK_SIZE, length]
-      await receive(patch && (await isOld(patch)) ? patch.extents : [whole])
+      isRotten = patch !== undefined && !(await isOld(patch))
+      if (isRotten) await disk.onRotten(chunk)
+      await receive(patch && !isRotten ? patch.extents : [[chunk * CHUNK_SIZE, length]])
       found = await digest(expected)
     }
+    if (found.wrong && patch && !isRotten) throw new TrackingLie(plan.target, chunk)
     if (found.wrong)
       throw new Failure(
         'INTEGRITY',
@@ -120,7 +127,7 @@ export async function copy(
           remedy: 'pull again; if it comes again, suspect the memory or the network of both hosts',
         },
       )
-    if (found.same) return
+    if (found.same && !isRotten) return
     totals.changed += length
     written.add(chunk)
     try {

@@ -8,6 +8,7 @@ import { chunkLength, type DiskPlan } from '../plan.ts'
 import { writeDigests } from '../store/manifest.ts'
 import { openDonor } from '../store/donor.ts'
 import type { Bases } from '../store/bases.ts'
+import { noteDamage } from '../store/exchange-steps.ts'
 import { openStaged } from '../store/stage.ts'
 import { chunkSet } from './chunk-set.ts'
 import type { Copied, CopyDisk } from './copy.ts'
@@ -18,6 +19,8 @@ export interface Origin {
   readonly connections: ReadonlyMap<string, CopyDisk['connection']>
   /** Target -> what changed since the basis, for the plan's `changed`. */
   readonly changed: ReadonlyMap<string, GrainSet>
+  /** Target -> chunk -> the source's digest of some of which only some changed. */
+  readonly promised: ReadonlyMap<string, ReadonlyMap<number, string>>
   /** Target -> where the source has data, as far as it knows. */
   readonly data: ReadonlyMap<string, GrainSet>
   /** The source's digests of some chunks in a row of a disk. */
@@ -52,6 +55,8 @@ export async function openDisks(
     const ask = origin.digests(disk)
     const data = origin.data.get(disk.target)
     const changed = disk.kind === 'changed' ? origin.changed.get(disk.target) : undefined
+    const promised = origin.promised.get(disk.target) ?? new Map<number, string>()
+    const base = bases.of.get(disk.target)
     const basis = changed && (await openBasis(bases, disk))
     cleanup.defer(() => basis?.close())
     const onSame = (chunk: number): void => onProgress(chunkLength(disk.size, chunk))
@@ -76,13 +81,16 @@ export async function openDisks(
           onSame,
         )
       : changed && was !== undefined
-        ? changedChunks(changed, data, was, record, onSame)
+        ? changedChunks(changed, data, promised, was, record, onSame)
         : everyChunk(disk.size, data)
     disks.push({
       ...{ plan: disk, connection, image, wanted, donor: given, basis: basis?.fd },
       // By hash, only what differs is got at all.
       was: byHash ? undefined : was,
       written: chunkSet(disk.chunks),
+      async onRotten(chunk) {
+        if (base) await noteDamage(base.generation.dir, disk.target, [{ chunk, why: 'differs' }])
+      },
     })
   }
   return disks

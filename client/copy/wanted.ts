@@ -1,6 +1,7 @@
 // Which chunks of a disk are to be got, and what each must be: all, those whose digest on the source is another than that of
 // what the clone has, or those that the source recorded to have changed.
 
+import { setImmediate as nextTurn } from 'node:timers/promises'
 import { CHUNK_SIZE, chunkCount, chunkLength } from '../../shared/chunks.ts'
 import type { Extent, GrainSet } from '../../shared/grain-set.ts'
 import { readDigests } from '../store/manifest.ts'
@@ -33,9 +34,11 @@ export async function* everyChunk(
   data: GrainSet | undefined,
 ): AsyncGenerator<Wanted, void> {
   const chunks = chunkCount(size)
-  // Several slots ask at once; a generator that awaits nothing still gives each its own.
-  for (let chunk = 0; chunk < chunks; chunk++)
-    yield await Promise.resolve({ chunk, hole: isHole(data, size, chunk) })
+  for (let chunk = 0; chunk < chunks; chunk++) {
+    // Holes are passed over without a wait, and the lease must be renewed meanwhile.
+    if (chunk % BATCH === 0) await nextTurn()
+    yield { chunk, hole: isHole(data, size, chunk) }
+  }
 }
 
 const isHole = (data: GrainSet | undefined, size: number, chunk: number): boolean =>
@@ -44,11 +47,13 @@ const isHole = (data: GrainSet | undefined, size: number, chunk: number): boolea
 /**
  * What changed since the basis; the digests of all else are taken from there.
  * @param changed in grains. @param data where the source has data, if that is known. @param was the manifest of the basis
+ * @param promised the source's digests of some chunks of which only some changed
  * @param record writes digests into the new manifest. @param onSame told of chunks that need not be got
  */
 export async function* changedChunks(
   changed: GrainSet,
   data: GrainSet | undefined,
+  promised: ReadonlyMap<number, string>,
   was: number,
   record: (chunk: number, digests: readonly string[]) => void,
   onSame: (chunk: number) => void,
@@ -61,8 +66,8 @@ export async function* changedChunks(
       first,
       before.map(digest => digest || NO_DIGEST),
     )
-    // As in everyChunk: several slots ask at once.
-    await Promise.resolve()
+    // As in everyChunk.
+    await nextTurn()
     for (const [at, digest] of before.entries()) {
       const chunk = first + at
       const offset = chunk * CHUNK_SIZE
@@ -72,7 +77,12 @@ export async function* changedChunks(
       else if (extents.length === 0) onSame(chunk)
       else if (isHole(data, size, chunk)) yield { chunk, hole: true }
       else if (extents[0]?.[1] === length) yield { chunk }
-      else yield { chunk, patch: { extents, before: digest } }
+      else {
+        const patch = { extents, before: digest }
+        const expected = promised.get(chunk)
+        if (expected !== undefined) record(chunk, [expected])
+        yield expected === undefined ? { chunk, patch } : { chunk, patch, expected }
+      }
     }
   }
 }

@@ -11,6 +11,9 @@ import { openGate } from './gate.ts'
 import { mergeOutcome } from './release.ts'
 import { checkSession, connectOrExplain, explainLoss, greet } from './session.ts'
 
+/** How long a connection may take to end that has nothing to give any more. */
+const GOODBYE_MS = 5_000
+
 /** What the source has of the disks asked for: a connection, or why there is none. */
 export type SourceDisks = ReadonlyMap<string, NbdConnection | string>
 
@@ -62,16 +65,16 @@ export async function withSession(
   const letGo = (): Promise<unknown> =>
     gate.call('session.release', { token }, { timeoutMs: 3_000 }).catch(() => undefined)
   const released = cleanup.defer(letGo)
+  const onRetry = (): void => undefined
+  const beginning = { gate, clone, token, signal, stopped, onRetry }
   const endLease = gate.keepLease({
-    ...{ token, signal },
-    onRetry: () => undefined,
+    ...{ token, signal, onRetry },
     onLost: reason => over.abort(reason),
   })
   cleanup.defer(endLease)
   const connections = new Map<string, NbdConnection>()
   cleanup.defer(() => connections.forEach(connection => connection.destroy()))
-  for (const target of there)
-    connections.set(target, await connectOrExplain(gate, clone, target, token, signal, stopped))
+  for (const target of there) connections.set(target, await connectOrExplain(beginning, target))
   const info = await gate.call('session.info', { token }, { signal })
   const others = info.disks.filter(({ target }) => !connections.has(target))
   const omitted = others.map(({ target }) => ({ target, reason: 'nothing is wanted of it' }))
@@ -83,7 +86,7 @@ export async function withSession(
     return explainLoss(gate, token, error, signal)
   })
 
-  await Promise.all([...connections.values()].map(connection => connection.disconnect()))
+  await Promise.all([...connections.values()].map(connection => connection.disconnect(GOODBYE_MS)))
   endLease()
   await gate.call('session.release', { token }, { signal: stopped })
   released()

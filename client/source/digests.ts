@@ -28,7 +28,7 @@ interface Batch {
 /**
  * Reads the source's digests of one disk while its session is frozen. Calls may overlap. Two calls in a row, the second
  * of which begins where the first ended, make it ask ahead; no more than a few batches are ever held.
- * @param size bytes of the disk, as the session froze it
+ * @param size bytes of the disk, as the session froze it. @param whole read also what the source takes for a hole
  * @returns a function that rejects with the source's own Failure, TRANSFER for an answer that is not what was asked for,
  * or the signal's reason
  */
@@ -38,6 +38,7 @@ export function sourceDigests(
   target: string,
   size: number,
   signal: AbortSignal,
+  whole = false,
 ): SourceDigests {
   const chunks = chunkCount(size)
   const inTurn = limit(IN_FLIGHT)
@@ -49,7 +50,11 @@ export function sourceDigests(
   const ask = (chunk: number, count: number): Promise<string[]> =>
     inTurn(async () => {
       const options = { signal, timeoutMs: ANSWER_MS }
-      const { digests } = await gate.call('digests', { token, target, chunk, count }, options)
+      const { digests } = await gate.call(
+        'digests',
+        { token, target, chunk, count, whole },
+        options,
+      )
       if (digests.length === count) return digests
       throw new Failure(
         'TRANSFER',

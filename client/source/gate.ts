@@ -15,14 +15,18 @@ const LAPSE_MS = 30_000
 const OUTAGE_MS = 60_000
 /** session.open may wait 120 s for a running merge; a gate that is silent for longer than this is gone. */
 const ANSWER_MS = 150_000
-/** Asking again does no harm. Whether a release took effect must be asked by other means; an open is never repeated. */
+/** Asking again does no harm. Whether a release took effect must be asked by other means; what an open
+ * reserved that nobody heard of ends by itself. */
 const REPEATABLE: ReadonlySet<GateMethod> = new Set<GateMethod>([
   'hello',
   'describe',
+  'session.open',
   'session.renew',
   'session.info',
   'acknowledge',
   'digests',
+  'allocation',
+  'changes',
   'outcome',
 ])
 
@@ -41,7 +45,7 @@ export interface Gate extends AsyncDisposable {
   /** How its source is reached; closed with the gate. */
   readonly transport: Transport
   /**
-   * Asks the source. While a lease is kept, and after, a call waits for a lost gate to come back, and is repeated if it
+   * Asks the source. Once it was greeted, a call waits for a lost gate to come back, and is repeated if it
    * was under way and can do no harm; `session.release` fails then.
    * @throws Failure with the source's code; TRANSFER when it answers nonsense; SOURCE_UNREACHABLE
    * when it is gone or silent; the signal's reason when that fires first
@@ -52,8 +56,8 @@ export interface Gate extends AsyncDisposable {
     options?: { signal?: AbortSignal | undefined; timeoutMs?: number },
   ): Promise<GateResult<M>>
   /**
-   * Renews the one lease of this gate every 10 s until the returned function is called. From now on a gate that dies is
-   * replaced: until the lease would lapse at the source, or for 60 s when it is kept no more.
+   * Renews the one lease of this gate every 10 s until the returned function is called. A gate that dies is replaced until
+   * the lease would lapse at the source; for 60 s before there is one, and when it is kept no more.
    */
   keepLease(lease: KeptLease): () => void
 }
@@ -98,14 +102,16 @@ export async function openGate(source: NamedSource, starting: AbortSignal): Prom
   async function current(): Promise<GateLink> {
     if (!link.lost.aborted) return link
     const stays = closed.signal.aborted || kept?.signal.aborted === true || link.isNonsense()
-    if (!kept || stays) throw link.lost.reason
+    if (!greeting || stays) throw link.lost.reason
     return (coming ??= reopen(link, kept))
   }
 
   /** A failure stays: every later call is told the same. */
-  async function reopen(old: GateLink, { signal, onRetry, ...lease }: Kept): Promise<GateLink> {
-    const deadline = lease.isKept ? lease.renewedAt + LAPSE_MS : performance.now() + OUTAGE_MS
-    const retries = backOff('gate', AbortSignal.any([signal, closed.signal]), onRetry)
+  async function reopen(old: GateLink, lease: Kept | undefined): Promise<GateLink> {
+    const now = performance.now()
+    const deadline = lease?.isKept === true ? lease.renewedAt + LAPSE_MS : now + OUTAGE_MS
+    const signals = [closed.signal, ...(lease ? [lease.signal] : [])]
+    const retries = backOff('gate', AbortSignal.any(signals), lease?.onRetry ?? (() => undefined))
     await old[Symbol.asyncDispose]()
     link = await retries.again(old.lost.reason as Failure, deadline, greetAgain)
     coming = undefined

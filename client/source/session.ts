@@ -4,7 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { Failure, isFailureCode, toFailure } from '../../shared/failures.ts'
 import type { GateResult, SessionInfo } from '../../shared/gate.ts'
 import { exportName } from '../../shared/names.ts'
-import type { NbdConnection } from '../../shared/nbd/client.ts'
+import { NbdError, type NbdConnection } from '../../shared/nbd/client.ts'
 import { agree, PROTOCOLS } from '../../shared/protocol.ts'
 import { VERSION } from '../../shared/version.ts'
 import type { CloneConfig } from '../config/effective.ts'
@@ -12,6 +12,7 @@ import type { DiskToPull } from '../plan.ts'
 import type { Described } from '../store/bases.ts'
 import type { State } from '../store/state.ts'
 import { checkDefinitions } from './definition.ts'
+import { backOff, isPassing, type OnRetry } from './back-off.ts'
 import type { Gate } from './gate.ts'
 import { withLost, type Newest, type Omitted } from './lost.ts'
 import { connectDisk } from './nbd.ts'
@@ -20,6 +21,8 @@ import { connectDisk } from './nbd.ts'
 const MAX_DISK = 64 * 1024 ** 4
 /** A round trip that makes the measured clock offset too vague. */
 const SLOW_MS = 200
+/** How long a disk's first connection is tried for, once it was lost. */
+const GIVE_UP_MS = 60_000
 /** How long the reason of a lost connection may take to arrive. */
 const ENDED_MS = 1_000
 /** How long a source may take to give the reason of a failure; a pull that has failed must not wait for a dead one. */
@@ -113,23 +116,44 @@ function checkOnce(disks: readonly { target: string }[], where: string): void {
   }
 }
 
+/** A session that is being begun, and who is to know of its troubles. */
+export interface Beginning {
+  readonly gate: Gate
+  readonly clone: CloneConfig
+  readonly token: string
+  /** Aborts by the session's end too. */
+  readonly signal: AbortSignal
+  /** Aborts only when the user wants no more. */
+  readonly stopped: AbortSignal
+  readonly onRetry: OnRetry
+}
+
 /**
- * Connects to one disk; a refusal by NBD, which can only say "denied", gets the source's reason.
- * @param signal aborts by the session's end too. @param stopped aborts only when the user wants no more
+ * Connects to one disk; a refusal by NBD, which can only say "denied", gets the source's reason. A connection that is lost on
+ * the way, without a word of the source against it, is made anew for up to a minute.
  */
 export async function connectOrExplain(
-  gate: Gate,
-  clone: CloneConfig,
+  { gate, clone, token, signal, stopped, onRetry }: Beginning,
   target: string,
-  token: string,
-  signal: AbortSignal,
-  stopped: AbortSignal,
 ): Promise<NbdConnection> {
+  const connect = async (signal: AbortSignal): Promise<NbdConnection> => {
+    try {
+      return await connectDisk(gate.transport, clone, target, token, signal)
+    } catch (error) {
+      stopped.throwIfAborted()
+      throw await explainRefusal(gate, clone, target, token, error, stopped)
+    }
+  }
   try {
-    return await connectDisk(gate.transport, clone, target, token, signal)
+    return await connect(signal)
   } catch (error) {
     stopped.throwIfAborted()
-    throw await explainRefusal(gate, clone, target, token, error, stopped)
+    const failure = toFailure(error)
+    // What was never there is not waited for.
+    const unheard = failure instanceof NbdError && failure.fault === 'CONNECT'
+    if (signal.aborted || unheard || !isPassing(failure)) throw failure
+    const deadline = performance.now() + GIVE_UP_MS
+    return await backOff(target, signal, onRetry).again(failure, deadline, connect)
   }
 }
 

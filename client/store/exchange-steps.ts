@@ -151,7 +151,13 @@ export async function finishExchange(layout: Layout, journal: Journal): Promise<
     }
     await finishDisk(layout, journal, disk)
   }
-  await writeState(layout, { ...(await readState(layout)), ...journal.state })
+  const state = await readState(layout)
+  const { comparedAt = state.comparedAt, distrusted = state.distrusted, ...named } = journal.state
+  await writeState(layout, {
+    ...{ ...state, ...named },
+    comparedAt: comparedAt ?? undefined,
+    distrusted: distrusted ?? undefined,
+  })
 }
 
 async function finishDisk(layout: Layout, { to }: Journal, disk: ExchangedDisk): Promise<void> {

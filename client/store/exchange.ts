@@ -30,7 +30,7 @@ import { closeJournal, recover, writeJournal, type ExchangedDisk, type Journal }
 import { isWhole, type Disk } from './view.ts'
 
 /** What of the state an exchange sets. */
-export type After = Pick<State, 'selected' | 'lastSeq' | 'bound'>
+export type After = Pick<State, 'selected' | 'lastSeq' | 'bound' | 'comparedAt' | 'distrusted'>
 
 export interface Working {
   readonly pool: Pool
@@ -103,8 +103,8 @@ export async function exchange(
   working: Working,
   complete = false,
 ): Promise<void> {
-  const { selected, lastSeq, bound } = after
-  const state = { selected, lastSeq, bound }
+  const { selected, lastSeq, bound, comparedAt = null, distrusted = null } = after
+  const state = { selected, lastSeq, bound, comparedAt, distrusted }
   const journal: Journal = { schema: 1, step: 'saving', to: to.id, state, disks: [...disks] }
   const sound = await soundGenerations(layout.dir)
   const damaged = await checkManifests(sound, to, disks, working.signal)

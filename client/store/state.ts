@@ -8,6 +8,9 @@ import type { Layout } from './layout.ts'
 
 const count = z.number().int().nonnegative()
 
+/** What the source recorded to have changed was wrong: a human must look before it is believed again. */
+export const distrusted = z.object({ at: z.iso.datetime(), reason: z.string() })
+
 const stateSchema = z.object({
   schema: z.literal(1),
   role: z.enum(['standby', 'failed-over', 'failing-back']),
@@ -23,8 +26,7 @@ const stateSchema = z.object({
   bound: z.object({ hostId: z.uuid(), domainUuid: z.uuid() }).nullable(),
   /** When a pull last compared or read everything. */
   comparedAt: z.iso.datetime().optional(),
-  /** What the source recorded to have changed was wrong: a human must look before it is believed again. */
-  distrusted: z.object({ at: z.iso.datetime(), reason: z.string() }).optional(),
+  distrusted: distrusted.optional(),
   lastAttempt: z
     .object({
       at: z.iso.datetime(),

@@ -13,7 +13,7 @@ import { finishExchange, forgetSaved, restoreDisk } from './exchange-steps.ts'
 import { ofStore } from './failure.ts'
 import { soundGenerations } from './generation.ts'
 import type { Layout } from './layout.ts'
-import { readState } from './state.ts'
+import { distrusted, readState } from './state.ts'
 
 const id = z.string().refine(isRecoveryPointId, 'not a recovery point id')
 const count = z.number().int().nonnegative()
@@ -33,6 +33,9 @@ const journalSchema = z.object({
     selected: z.union([z.literal('newest'), count]),
     lastSeq: count,
     bound: z.object({ hostId: z.uuid(), domainUuid: z.uuid() }).nullable(),
+    /** Null: it says nothing. Absent, from versions without tracking: it stays as it is. */
+    comparedAt: z.iso.datetime().nullable().optional(),
+    distrusted: distrusted.nullable().optional(),
   }),
   disks: z.array(
     z.object({

@@ -17,7 +17,7 @@ const AT_ONCE_PER_DISK = 4
  */
 export async function frozenDigests(
   lease: Lease,
-  { target, chunk, count }: Omit<GateParams<'digests'>, 'token'>,
+  { target, chunk, count, whole = false }: Omit<GateParams<'digests'>, 'token'>,
   gone: AbortSignal,
 ): Promise<string[]> {
   const { hasher, frozen } = frozenSession(lease)
@@ -31,9 +31,9 @@ export async function frozenDigests(
     throw new Failure('SOURCE_REFUSED', `${lease.hashing} digests are asked for already`)
   lease.hashing++
   const session = frozenSession(lease)
-  const digests = digestsOf(session, target, chunk, count, asked =>
-    hasher.digests({ base, size, ...asked }, gone),
-  )
+  const hash = (asked: { chunk: number; count: number }): Promise<string[]> =>
+    hasher.digests({ base, size, ...asked }, gone)
+  const digests = whole ? hash({ chunk, count }) : digestsOf(session, target, chunk, count, hash)
   await digests.catch(() => undefined)
   lease.hashing--
   // A session that is over says more than what became of the process, and takes back what was hashed.
@@ -59,8 +59,10 @@ async function digestsOf(
     const isHole = !touched(at)
     let next = at + 1
     while (next < end && isHole !== touched(next)) next++
-    if (isHole) for (; at < next; at++) digests.push(zeroDigest(chunkLength(data.size, at)))
-    else digests.push(...(await hash({ chunk: at, count: next - at })))
+    if (isHole) {
+      session.described += (next - at) * CHUNK_SIZE
+      for (; at < next; at++) digests.push(zeroDigest(chunkLength(data.size, at)))
+    } else digests.push(...(await hash({ chunk: at, count: next - at })))
     at = next
   }
   return digests

@@ -37,15 +37,13 @@ export function serveGate(
   const gone = new AbortController()
   setMaxListeners(0, gone.signal)
   connection.onClose(() => {
-    const away = new Failure('SOURCE_REFUSED', 'the client went away')
-    gone.abort(away)
+    gone.abort(new Failure('SOURCE_REFUSED', 'the client went away'))
     for (const lease of kept) {
       if (lease.gate !== connection) continue
-      // Nobody is there to be told; a session that was only reserved came to nothing.
+      // Nobody is there to be told. Who does not come back in time lapses, with or without a session.
       lease.gate = undefined
       lease.gateLostAt = Date.now()
       lease.notify = () => undefined
-      domains.get(lease.domain).abandon(lease, away)
     }
   })
 
@@ -83,7 +81,7 @@ export function serveGate(
   const handlers: Handlers = {
     async hello({ protocol, version, clone }) {
       const agreed = agree({ ...PROTOCOLS, version: VERSION }, { ...protocol, version })
-      await visitor.rights().catch((error: unknown) => {
+      const { verbs } = await visitor.rights().catch((error: unknown) => {
         log.warn({ reason: toFailure(error).message }, 'gate refused')
         throw error
       })
@@ -95,7 +93,8 @@ export function serveGate(
         hostId,
         role: 'source',
         epoch: 0,
-        features: Object.values(FEATURES),
+        // Who may not ask for digests does without what must be audited by them.
+        features: verbs.includes('digests') ? Object.values(FEATURES) : [FEATURES.allocation],
       }
     },
     async describe({ domain }) {
@@ -117,8 +116,10 @@ export function serveGate(
       keep(lease)
       return {}
     },
-    'session.info'({ token }) {
-      const { session } = leaseOf(token)
+    async 'session.info'({ token }) {
+      const lease = leaseOf(token)
+      await may('pull', lease.domain)
+      const { session } = lease
       if (!session)
         throw new Failure(
           'SOURCE_REFUSED',
@@ -128,6 +129,7 @@ export function serveGate(
     },
     async 'session.release'({ token }) {
       const lease = leaseOf(token)
+      await may('pull', lease.domain)
       return { recoveryPoint: await domains.get(lease.domain).release(lease) }
     },
     async digests({ token, ...asked }) {
@@ -137,12 +139,12 @@ export function serveGate(
     },
     async allocation({ token, ...asked }) {
       const lease = leaseOf(token)
-      await may('digests', lease.domain)
+      await may('pull', lease.domain)
       return frozenAllocation(lease, asked)
     },
     async changes({ token, ...asked }) {
       const lease = leaseOf(token)
-      await may('digests', lease.domain)
+      await may('pull', lease.domain)
       return frozenChanges(lease, asked)
     },
     async acknowledge({ domain, recoveryPoint }) {
@@ -157,6 +159,7 @@ export function serveGate(
     },
     async outcome({ token, waitMs }) {
       const lease = leaseOf(token)
+      await may('pull', lease.domain)
       const { session } = lease
       if (session?.state === 'merging')
         await Promise.race([session.over, delay(waitMs, undefined, { ref: false })])
@@ -195,7 +198,9 @@ async function describe(
     source.virsh.text(['domstate', '--domain', domain]),
   ])
   // What is recorded tells a dry run what a pull would read; without it, that is not known.
-  const nodes = await readStorageNodes(source.virsh.monitor(domain)).catch(() => [])
+  const nodes = settings.tracking
+    ? await readStorageNodes(source.virsh.monitor(domain)).catch(() => [])
+    : []
   const disks = read.disks.map(async disk => {
     const verdict = exportability(domain, disk, settings.disks[disk.target]?.exclude === true)
     if (verdict.kind !== 'export')

@@ -214,7 +214,9 @@ export function createConnections(source: Source, domains: Domains): Connections
         const { domain, target, token } = hook
         const exportName = `${domain}/${target}`
         const { client, peer } = connection ?? { client: undefined, peer: undefined }
-        recordRefusal({ exportName, domain, token, client, peer }, error)
+        // Who went away was refused nothing, and may come again.
+        if (lost.aborted) log.info({ client, peer, export: exportName }, 'connection went away')
+        else recordRefusal({ exportName, domain, token, client, peer }, error)
         throw error
       } finally {
         if (connection) {

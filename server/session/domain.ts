@@ -11,8 +11,17 @@ import { makeLink, removeLink } from './links.ts'
 import { endOff } from './off.ts'
 import { createQueue, repeatInTime } from './queue.ts'
 import { recoverDomain, recoverJournal } from './recover.ts'
-import { createSession, frozenSession, isHeld, isJoinable } from './session.ts'
-import type { Member, Session } from './session.ts'
+import {
+  connectionGone,
+  createSession,
+  forgetMaps,
+  frozenSession,
+  isHeld,
+  isJoinable,
+  whatKeeps,
+  type Member,
+  type Session,
+} from './session.ts'
 import { settle } from './settle.ts'
 import { createWatchdog } from './watchdog.ts'
 
@@ -34,8 +43,6 @@ export interface DomainSessions {
   leave(memberId: string): Promise<Session | undefined>
   /** The client has read everything. @throws Failure unless its session is still frozen */
   release(lease: Lease): Promise<string>
-  /** Ends a lease that came to nothing before it had a session. */
-  abandon(lease: Lease, reason: Failure): void
   /** Ends all leases of a client of the gate. @returns how many */
   endLeases(client: string, reason: Failure): number
   /** Settles what an earlier run left. Never while a session is on. */
@@ -75,16 +82,10 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
     return repeatInTime(settings.mergeWait, exclusive, attempt, {
       before: () => current?.over,
       failure: () =>
-        new Failure('SOURCE_REFUSED', `domain ${domain} is busy: ${whatKeepsIt()}`, {
+        new Failure('SOURCE_REFUSED', `domain ${domain} is busy: ${whatKeeps(current)}`, {
           remedy: 'try again later; on the source run: clone-server status',
         }),
     })
-  }
-
-  function whatKeepsIt(): string {
-    if (!current) return 'it is recovering, or being frozen'
-    const frozen = current.state === 'frozen'
-    return frozen ? "another client's session is on" : 'its last session is being merged'
   }
 
   const livingOf = (client: string): Lease[] =>
@@ -102,6 +103,7 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
     const lease = member.token === undefined ? undefined : leases.get(member.token)
     if (member.token !== undefined && (!lease || !isAlive(lease))) throw overFailure(lease)
     if (lease?.session && lease.session.state !== 'frozen') throw overFailure(lease)
+    if (member.isGone()) throw connectionGone()
     const session =
       lease?.session ??
       (await enter().catch((error: unknown) => {
@@ -115,7 +117,7 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
       if (!disk)
         throw new Failure('SOURCE_REFUSED', `domain ${domain} exports no disk ${member.target}`)
       if (lease && !isAlive(lease)) throw overFailure(lease)
-      if (member.isGone() || late()) throw new Failure('SOURCE_REFUSED', 'the connection went away')
+      if (member.isGone() || late()) throw connectionGone()
       if (lease && !lease.session) bind(lease, session)
       // A member before its link is there: a tick in between must not take the session for unheld.
       session.members.set(member.id, member)
@@ -123,7 +125,7 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
       await makeLink(member.link, disk.base)
       if (!session.members.has(member.id)) {
         await dropLink(session, member)
-        throw new Failure('SOURCE_REFUSED', 'the connection went away')
+        throw connectionGone()
       }
       return session
     } catch (error) {
@@ -162,6 +164,7 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
         session.state = 'failed'
         log.error({ domain, recoveryPoint: recoveryPoint.id, error }, 'merge failed')
       }
+      forgetMaps(session)
       last = session
       if (current === session) current = undefined
       session.markOver()
@@ -259,9 +262,6 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
       frozenSession(lease)
       endLease(lease, 'released')
       return frozen.recoveryPoint.id
-    },
-    abandon(lease, reason) {
-      if (!lease.session) endLease(lease, 'ended', reason)
     },
     endLeases(client, reason) {
       const own = livingOf(client)

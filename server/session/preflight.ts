@@ -18,6 +18,7 @@ import type { Virsh } from '../libvirt/virsh.ts'
 import { checkWhole, exportedSize, readNvram, refuse } from './images.ts'
 import type { SessionDiskRecord } from './journal.ts'
 import { roomNeeded } from './limits.ts'
+import { checkOpened } from './opened.ts'
 
 export interface Preflight {
   readonly uuid: string
@@ -275,6 +276,7 @@ export async function preflight(
   const inactive = readDomainXml(inactiveXml)
   const { disks, left } = chooseDisks(domain, live, inactive, settings, recoveryPoint)
   await checkGraph(virsh, domain, disks)
+  await checkOpened(live.uuid, domain, disks)
   await checkImages(domain, disks)
   const sizes = await Promise.all(disks.map(exportedSize))
   await checkSpace(

@@ -47,6 +47,8 @@ export interface Session {
   readonly hasher: Hasher
   /** Target -> where its base has data, once that was asked. */
   readonly allocations: Map<string, Promise<GrainSet>>
+  /** Bytes of its disks that its clients were told of, and need not read. */
+  described: number
   state: 'frozen' | 'merging' | 'merged' | 'failed'
   /** Why it ended, when its holders did not just let it go. */
   reason: Failure | undefined
@@ -57,6 +59,17 @@ export interface Session {
   /** Resolves, never rejects, when state is `merged` or `failed`. */
   readonly over: Promise<void>
   readonly markOver: () => void
+}
+
+/** A connection that nobody waits for any more is let in nowhere, and nobody is told. */
+export function connectionGone(): Failure {
+  return new Failure('SOURCE_REFUSED', 'the connection went away')
+}
+
+/** What only readers asked for; megabytes for a large disk, and sessions are remembered. */
+export function forgetMaps({ allocations, frozen }: Session): void {
+  allocations.clear()
+  frozen.tracking.changed.clear()
 }
 
 export function createSession(domain: string, frozen: Frozen, hasher: Hasher): Session {
@@ -70,6 +83,7 @@ export function createSession(domain: string, frozen: Frozen, hasher: Hasher): S
     readers: new Set(),
     hasher,
     allocations: new Map(),
+    described: 0,
     state: 'frozen',
     reason: undefined,
     failure: undefined,
@@ -98,13 +112,20 @@ export function isJoinable(session: Session): boolean {
   return isHeldByOperator(session) || Date.now() - session.frozenAt < JOIN_WITHIN_MS
 }
 
+/** Why a domain cannot be frozen now. @param session that is on */
+export function whatKeeps(session: Session | undefined): string {
+  if (!session) return 'it is recovering, or being frozen'
+  const frozen = session.state === 'frozen'
+  return frozen ? "another client's session is on" : 'its last session is being merged'
+}
+
 export function isHeldByOperator(session: Session): boolean {
   return [...session.leases].some(lease => lease.kind === 'operator')
 }
 
-/** Bytes that went to all its clients so far, or were hashed for them. */
+/** Bytes that went to all its clients so far, were hashed for them, or described to them. */
 export function movedBy(session: Session): number {
-  let sum = session.hasher.hashed()
+  let sum = session.hasher.hashed() + session.described
   for (const member of session.readers) sum += member.moved()
   return sum
 }

@@ -32,7 +32,7 @@ export interface TrackedDisk {
 }
 
 /** Target -> recovery point -> what changed since. */
-export type Changed = ReadonlyMap<string, ReadonlyMap<string, GrainSet>>
+export type Changed = Map<string, ReadonlyMap<string, GrainSet>>
 
 /** Where QEMU may listen. @param monitor QEMU's monitor socket, in the domain's private folder */
 export function socketBeside(monitor: string): string {

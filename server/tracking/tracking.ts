@@ -41,6 +41,7 @@ export async function track(
   const { log, virsh, paths } = source
   const monitor = virsh.monitor(domain)
   let changed: Changed = new Map()
+  let reason: string | undefined
   try {
     const qemu = await findQemu(uuid)
     if (qemu?.monitor === undefined)
@@ -53,7 +54,12 @@ export async function track(
       placed.map(({ disk: { target, size }, node }) => {
         return { target, size, node: node.name, points: [...node.points.keys()] }
       }),
-    )
+    ).catch((error: unknown) => {
+      reason = toFailure(error).message
+      log.warn({ domain, recoveryPoint, reason }, 'what was recorded cannot be read')
+      return new Map() as Changed
+    })
+    // Recorded from here on all the same: only this pull compares.
     const own = placed.map(({ node }) => node)
     await addPoint(
       monitor,
@@ -63,7 +69,7 @@ export async function track(
     const points = [...new Set([...own.flatMap(({ points }) => [...points.keys()]), recoveryPoint])]
     const ledger = await readLedger(paths.tracking, domain)
     await forget(monitor, own, pushedOut(points, recoveryPoint, ledger, Date.now()))
-    return { changed }
+    return { changed, ...(reason !== undefined && { reason }) }
   } catch (error) {
     const { message } = toFailure(error)
     log.warn({ domain, recoveryPoint, reason: message }, 'changes are not tracked')

@@ -34,6 +34,17 @@ export async function openersOfEach(files: readonly string[]): Promise<Map<strin
   return found
 }
 
+/** Which of the files a process has open; undefined when that cannot be seen. */
+export async function openedBy(
+  pid: number,
+  files: readonly string[],
+): Promise<ReadonlySet<string> | undefined> {
+  const isSeen = await readdir(`/proc/${pid}/fd`).catch(() => undefined)
+  if (!isSeen) return undefined
+  const openers = await openersOfEach(files)
+  return new Set(files.filter(file => openers.get(file)?.some(one => one.pid === pid)))
+}
+
 /** By what an open file is known: its inode; a device by its number too, whatever node it was opened by. */
 function keysOf(one: { dev: number; ino: number; rdev: number } | undefined): string[] {
   if (!one) return []

@@ -3,7 +3,6 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
-import { existsSync } from 'node:fs'
 import { mkdir, mkdtemp, open as openFile, rm, stat, writeFile } from 'node:fs/promises'
 import { createServer, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -22,6 +21,7 @@ import {
 } from '../../shared/gate.ts'
 import { newRecoveryPointId } from '../../shared/names.ts'
 import { failureToResponse, rpcConnection } from '../../shared/rpc.ts'
+import { isListening } from '../nbd/listening.ts'
 
 export const TOKEN = 'a'.repeat(32)
 export const HOST_ID = '6b0f2d7e-3b57-4c83-9e0c-2f1f0f4b6a01'
@@ -91,7 +91,7 @@ export async function fakeSource(disks: Readonly<Record<string, Buffer>>): Promi
       stdio: 'ignore',
       env: { PATH: process.env['PATH'] },
     })
-    while (!existsSync(nbdSocket)) await sleep(10)
+    while (!isListening(nbdSocket)) await sleep(10)
   }
   await serveNbd()
 

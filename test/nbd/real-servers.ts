@@ -1,10 +1,11 @@
 // Real NBD servers on Unix sockets, started for one test and ended with it, by process id.
 
 import { spawn } from 'node:child_process'
-import { existsSync, writeFileSync } from 'node:fs'
+import { writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { temporary } from './fake-server.ts'
+import { isListening } from './listening.ts'
 
 interface TestLike {
   teardown(step: () => void): void
@@ -19,7 +20,7 @@ function childEnvironment(): NodeJS.ProcessEnv {
   )
 }
 
-/** Runs a server until the test ends; resolves when its socket is there. @throws with its stderr */
+/** Runs a server until the test ends; resolves when it listens. @throws with its stderr */
 async function run(
   t: TestLike,
   tool: string,
@@ -34,7 +35,7 @@ async function run(
   const atExit = (): boolean => child.kill('SIGKILL')
   process.once('exit', atExit)
   child.once('exit', () => process.off('exit', atExit))
-  for (let tries = 0; !existsSync(path); tries++) {
+  for (let tries = 0; !isListening(path); tries++) {
     if (child.exitCode !== null || tries > 500) throw new Error(`${tool} did not start: ${said}`)
     await new Promise(resolve => setTimeout(resolve, 10))
   }

@@ -136,7 +136,6 @@ function fakeSessions(dir: string, domain: string, members: Set<Member>): Domain
       await removeLink(member.link)
       return undefined
     },
-    abandon: () => undefined,
     endLeases(client: string, reason: Failure) {
       const own = living(client)
       for (const lease of own) {
