@@ -1,12 +1,13 @@
-// The audit of a tracked pull: some of what the source calls unchanged is asked of the source by
-// digest, because a bitmap can lie: chunks that it has as unchanged, against the clone's manifest; and chunks of which it has
-// only some, against what they have become.
+// The audit of a tracked pull, because a bitmap can lie and a medium can forget: some chunks that the source calls unchanged are
+// hashed on both sides and compared with the manifest; some of which it calls only a part changed, with what they have become.
 
+import { createHash } from 'node:crypto'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { CHUNK_SIZE, chunkCount, chunkLength } from '../shared/chunks.ts'
 import { Failure } from '../shared/failures.ts'
 import type { GrainSet } from '../shared/grain-set.ts'
 import { zeroDigest } from '../shared/zeros.ts'
+import { fill } from './copy/fill.ts'
 import { readDigests } from './store/manifest.ts'
 
 /** At least so many chunks, and one of so many. */
@@ -102,11 +103,32 @@ export async function audit(
   was: number,
   ask: Ask,
   dice: Dice,
-): Promise<{ audited: number; lie?: number }> {
+): Promise<{ sample: readonly number[]; lie?: number }> {
   const sample = await sampleOf(changed, (chunk, count) => readDigests(was, chunk, count), dice)
   const theirs = await digestsOf(sample, ask)
   const lie = sample.find(chunk => theirs.get(chunk) !== readDigests(was, chunk, 1)[0])
-  return { audited: sample.length, ...(lie !== undefined && { lie }) }
+  return { sample, ...(lie !== undefined && { lie }) }
+}
+
+/**
+ * The other side of the audit: which chunks of a sample the clone's own image has otherwise than its manifest.
+ * @param image open for reading. @param was its manifest
+ */
+export async function rottenOf(
+  sample: readonly number[],
+  size: number,
+  image: number,
+  was: number,
+): Promise<number[]> {
+  const bytes = Buffer.alloc(CHUNK_SIZE)
+  const rotten: number[] = []
+  for (const chunk of sample) {
+    const own = bytes.subarray(0, chunkLength(size, chunk))
+    const isThere = await fill(image, chunk, own)
+    const digest = createHash('sha256').update(own).digest('hex')
+    if (!isThere || digest !== readDigests(was, chunk, 1)[0]) rotten.push(chunk)
+  }
+  return rotten
 }
 
 /** What the source recorded is not all that changed. The pull in which it shows publishes nothing. */

@@ -5,7 +5,7 @@ import path from 'node:path'
 import { CHUNK_SIZE } from '../shared/chunks.ts'
 import { FEATURES } from '../shared/gate.ts'
 import type { GrainSet } from '../shared/grain-set.ts'
-import { audit, digestsOf, partlyChangedSample, type Ask } from './audit.ts'
+import { audit, digestsOf, partlyChangedSample, rottenOf, type Ask } from './audit.ts'
 import { storeFailure } from './copy/image.ts'
 import {
   planPull,
@@ -82,7 +82,7 @@ export async function planFrozen(
     markResized(told, base.disk.size)
     const ask = sourceDigests(gate, token, disk.target, disk.size, signal, true)
     const found = await auditOne(told, base, ask)
-    audited += found.audited
+    audited += found.sample.length
     if (found.lie === undefined) {
       const digests = await digestsOf(partlyChangedSample(told, Math.random), ask)
       audited += digests.size
@@ -111,15 +111,24 @@ function markResized(changed: GrainSet, before: number): void {
 
 async function auditOne(
   changed: GrainSet,
-  { generation, disk }: Base,
+  { generation, disk, image }: Base,
   ask: Ask,
-): Promise<{ audited: number; lie?: number }> {
+): Promise<{ sample: readonly number[]; lie?: number }> {
   const manifest = path.join(generation.dir, manifestName(disk))
   const was = await open(manifest, 'r').catch((error: unknown) => {
     throw storeFailure(manifest, error)
   })
   try {
-    return await audit(changed, was.fd, ask, Math.random)
+    const found = await audit(changed, was.fd, ask, Math.random)
+    const own = await open(image, 'r').catch((error: unknown) => {
+      throw storeFailure(image, error)
+    })
+    // As if some of it had changed: the copy finds that the rest is not what it was, and gets it whole.
+    const rotten = await rottenOf(found.sample, disk.size, own.fd, was.fd).finally(() =>
+      own.close(),
+    )
+    for (const chunk of rotten) changed.mark(chunk * CHUNK_SIZE, 1)
+    return found
   } finally {
     await was.close()
   }

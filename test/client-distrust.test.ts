@@ -128,6 +128,24 @@ t.test('a chunk of the clone that went bad is received whole, not given a new di
   )
 })
 
+t.test(
+  'a chunk of the clone that went bad where nothing changed is found by the audit, and made good',
+  async t => {
+    for (const at of [2 * CHUNK_SIZE + 300_000, SIZE - 5]) {
+      const source = await tracked(t, randomBytes(SIZE))
+      const { dir } = await source.pull()
+      const image = path.join(dir, 'vda.raw')
+      const bytes = await readFile(image)
+      bytes.writeUInt8(bytes.readUInt8(at) ^ 1, at)
+      await writeFile(image, bytes)
+      const pulled = await source.pull()
+      t.match(pulled.plan, [{ kind: 'changed' }])
+      t.match(pulled.pruned.remove, [{ id: path.basename(dir) }])
+      t.notOk((await source.state()).distrusted, 'the source is not to blame')
+    }
+  },
+)
+
 t.test('a chunk that went bad and is written again as it was is made good', async t => {
   const content = randomBytes(SIZE)
   const source = await tracked(t, content)
