@@ -5,6 +5,7 @@ import type { Readable, Writable } from 'node:stream'
 import { toFailure } from '../../shared/failures.ts'
 import { checkClient, LOCAL } from '../clients/rights.ts'
 import { askServe } from '../serve/client.ts'
+import { MAX_REFUSED } from '../serve/words.ts'
 import { readGateCommand, type GateCommand } from './command.ts'
 import { relayGate } from './relay.ts'
 import { openRelay, relayNbd } from './relay-nbd.ts'
@@ -55,7 +56,8 @@ async function readCommand(
     return readGateCommand(original)
   } catch (error) {
     const role = { role: 'relay', client, peer } as const
-    const what = toFailure(error).message
+    // Escapes make a short command long, and what is too long would not be logged at all.
+    const what = toFailure(error).message.slice(0, MAX_REFUSED)
     await askServe(serveSocket, role, 'relay.refused', { what }).catch(() => undefined)
     throw error
   }

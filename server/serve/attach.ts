@@ -14,6 +14,9 @@ import type { Relays } from './relays.ts'
 import type { Attach } from './socket.ts'
 import type { Visits } from './visits.ts'
 
+/** So long a connection that is refused may take to ask, and to be told why. */
+const REFUSED_MS = 5000
+
 /** What serve is made of. */
 export interface Serving {
   readonly source: Source
@@ -46,7 +49,7 @@ export function attachRoles(serving: Serving, byRoot: boolean): Attach {
         const visit = visits.enter(visitor.client, role.role, end)
         if (visit instanceof Failure) {
           source.log.warn({ client: visitor.client, reason: visit.message }, 'refused')
-          connection.onRequest(() => failureToResponse(visit))
+          refuse(connection, visit, end)
           return
         }
         connection.onClose(visit)
@@ -56,6 +59,17 @@ export function attachRoles(serving: Serving, byRoot: boolean): Attach {
     },
     nbd: (ticket, socket) => relays.claim(ticket, socket),
   }
+}
+
+/** Answers one question with the reason and ends the connection; it is counted nowhere, so it may not stay. */
+function refuse(connection: MessageConnection, reason: Failure, end: () => void): void {
+  // After the turn's reading, so that a question that waited for a busy serve is answered.
+  const late = setTimeout(() => void setImmediate(end), REFUSED_MS).unref()
+  connection.onClose(() => clearTimeout(late))
+  connection.onRequest(() => {
+    setImmediate(end)
+    return failureToResponse(reason)
+  })
 }
 
 /** Ends everything of a client at once; what its sessions leave is merged as ever. */

@@ -125,6 +125,9 @@ export const HOOK = {
 /** The most that one `relay.take` asks for, bytes. */
 export const MAX_TAKE = 16 * 1024 * 1024
 
+/** The most that `relay.refused` says, characters. */
+export const MAX_REFUSED = 1000
+
 /** What a relay says of the one NBD stream that it carries. */
 export const RELAY = {
   /** A ticket for one connection of role `nbd`: good once, within 10 s, while this connection lives. */
@@ -138,7 +141,7 @@ export const RELAY = {
     result: empty,
   },
   /** For the log: what the client asked of the relay itself, and did not get. */
-  'relay.refused': { params: z.object({ what: z.string().max(1000) }), result: empty },
+  'relay.refused': { params: z.object({ what: z.string().max(MAX_REFUSED) }), result: empty },
 } as const
 
 export const OPERATOR = {
