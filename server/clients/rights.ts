@@ -1,13 +1,13 @@
 // What a client may do here: one file per client, read whenever it is asked for, so that no restart is needed.
 
 import { readFile } from 'node:fs/promises'
-import { BlockList, isIP, isIPv6 } from 'node:net'
 import path from 'node:path'
 import { z } from 'zod'
 import { parseConfig } from '../../shared/config.ts'
 import { Failure, toFailure } from '../../shared/failures.ts'
 import { checkName, isName, NAME_RULE } from '../../shared/names.ts'
 import { formatSize, parseSize } from '../../shared/quantities.ts'
+import { isFrom, networkOf, rangeOf } from './ranges.ts'
 
 export const VERBS = ['describe', 'pull', 'digests'] as const
 export type Verb = (typeof VERBS)[number]
@@ -29,9 +29,17 @@ const bandwidth = z.string().transform((text, context) => {
   return z.NEVER
 })
 
-const address = z
-  .string()
-  .refine(text => rangeOf(text) !== undefined, 'an IP address, or a range such as 192.0.2.0/24')
+const address = z.string().superRefine((text, context) => {
+  const range = rangeOf(text)
+  if (!range) {
+    context.addIssue('an IP address, or a range such as 192.0.2.0/24')
+    return
+  }
+  // sshd takes such a range for a fault of the whole line, and lets the key in from nowhere.
+  const network = networkOf(range)
+  if (text.includes('/') && network !== text)
+    context.addIssue(`${text} is no network: the one that this address lies in is ${network}`)
+})
 
 export const rightsSchema = z.strictObject({
   domains: z
@@ -48,32 +56,6 @@ export const rightsSchema = z.strictObject({
 export type Rights = z.infer<typeof rightsSchema>
 
 export const ALL_RIGHTS: Rights = { domains: 'all', verbs: [...VERBS] }
-
-interface Range {
-  readonly address: string
-  readonly prefix: number
-  readonly family: 'ipv4' | 'ipv6'
-}
-
-function rangeOf(text: string): Range | undefined {
-  const [address = '', prefix, ...more] = text.split('/')
-  if (more.length > 0 || isIP(address) === 0) return undefined
-  const family = isIPv6(address) ? ('ipv6' as const) : ('ipv4' as const)
-  const bits = family === 'ipv6' ? 128 : 32
-  if (prefix === undefined) return { address, prefix: bits, family }
-  if (!/^\d{1,3}$/.test(prefix) || Number(prefix) > bits) return undefined
-  return { address, prefix: Number(prefix), family }
-}
-
-/** Whether an address is one of `from`. @param peer an address; anything else is not */
-function isFrom(from: readonly string[], peer: string | undefined): boolean {
-  const plain = peer?.replace(/%.*$/, '') ?? ''
-  if (isIP(plain) === 0) return false
-  const list = new BlockList()
-  for (const range of from.flatMap(text => rangeOf(text) ?? []))
-    list.addSubnet(range.address, range.prefix, range.family)
-  return list.check(plain, isIPv6(plain) ? 'ipv6' : 'ipv4')
-}
 
 /** Whether a name means somebody on this host, so that nobody else may come by it, whatever proves it. */
 export function isReserved(client: string): boolean {
