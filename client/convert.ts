@@ -27,12 +27,14 @@ async function qemuImg(args: readonly string[], signal: AbortSignal): Promise<Ru
   })
 }
 
-/** Bytes that the converted image will take at most. @throws Failure STANDBY_IO */
+/** Bytes that the converted image will take at most. @throws Failure UNSAFE when it is more than its own file; STANDBY_IO */
 export async function measureImage(
-  { file, format }: Image,
+  from: Image,
   to: DiskFormat,
   signal: AbortSignal,
 ): Promise<number> {
+  await checkAlone(from, signal)
+  const { file, format } = from
   const measured = await qemuImg(['measure', '--output=json', '-f', format, '-O', to, file], signal)
   if (measured.exitCode === 0) return measure.parse(JSON.parse(measured.stdout)).required
   throw new Failure('STANDBY_IO', `${file}: qemu-img measure: ${reasonOf(measured)}`)
