@@ -85,20 +85,22 @@ const actions: Actions = {
       import('./commands/authorize.ts'),
     ])
     const config = readSourceConfig(args.config)
-    const { clients } = sourcePaths(config, args.config)
+    const { clients, serveSocket } = sourcePaths(config, args.config)
     // A forced command runs somewhere else, so it gets the path that was meant here.
     const configFile = args.config === DEFAULT_CONFIG ? undefined : path.resolve(args.config)
     const readInput = (): Promise<string> => text(process.stdin)
-    const done = await authorize({ config, configFile, clients }, args, readInput)
+    const done = await authorize({ config, configFile, clients, serveSocket }, args, readInput)
     print(args, 'authorize', done, done.line)
     if (!args.json) process.stderr.write(`${authorizeNotes(done).join('\n')}\n`)
   },
   async revoke(args) {
-    const [{ revoke, renderRevoked }, { ownKeyFile }] = await Promise.all([
+    const [{ revoke, renderRevoked }, { ownKeyFile }, { tlsFolder }] = await Promise.all([
       import('./commands/revoke.ts'),
       import('./commands/authorize.ts'),
+      import('./tls/paths.ts'),
     ])
-    const done = await revoke(await paths(args), args.client, args.file ?? ownKeyFile())
+    const file = args.file ?? (await ownKeyFile())
+    const done = await revoke(await paths(args), tlsFolder(args.config), args.client, file)
     print(args, 'revoke', done, renderRevoked(done))
   },
   async clients(args) {

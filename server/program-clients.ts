@@ -74,7 +74,7 @@ export function clientCommands(base: Argv<Globals>, actions: ClientActions): Arg
     )
     .command(
       'revoke <client>',
-      'take the rights and keys of a client away, and end what it has open',
+      'take rights, keys and certificates of a client away, and end what it has open',
       (one: Argv<Globals>) =>
         one
           .positional('client', { type: 'string', demandOption: true, describe: 'the client' })

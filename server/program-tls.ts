@@ -57,7 +57,7 @@ export function tlsCommands(one: Argv<Globals>, actions: TlsActions): Argv<Globa
     )
     .command(
       'revoke <name>',
-      'refuse all certificates of a client from now on',
+      'refuse all certificates of a client, and end what it has open',
       two => client(two).option('dry-run', dryRun),
       args => actions.tlsRevoke(args),
     )

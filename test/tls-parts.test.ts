@@ -1,25 +1,26 @@
-// The parts of TLS that need no connection: the commands about certificates, and the options before TLS as bytes.
+// The commands about certificates: what they make, for whom, and what is revoked.
 
 import 'reflect-metadata'
 import { execFileSync } from 'node:child_process'
 import { X509Certificate } from 'node:crypto'
-import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import {
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
-import { PassThrough } from 'node:stream'
 import { X509Crl } from '@peculiar/x509'
-import fc from 'fast-check'
 import t, { type Test } from 'tap'
+import { renderRevoked, revoke } from '../server/commands/revoke.ts'
 import { tlsInit, tlsIssue, tlsList, tlsRenew, tlsRevoke } from '../server/commands/tls.ts'
-import { lookAtTls } from '../server/doctor/tls.ts'
 import { tlsFolder, type TlsFolder } from '../server/tls/paths.ts'
-import { drive } from '../server/tls/drive.ts'
-import { untilGone, untilStartTls } from '../server/tls/options.ts'
-import { whyNotBelieved } from '../shared/certificate-faults.ts'
 import { tryLock } from '../shared/host/lock.ts'
-import type { Decoder } from '../shared/nbd/decode.ts'
 import { requires } from './nbd/requires.ts'
-import { ack, bytes, greeting, optionReply, refusal, text } from './nbd/wire.ts'
 
 const once = { 'dry-run': false } as const
 const mode = (file: string): string => (statSync(file).mode & 0o777).toString(8)
@@ -34,6 +35,7 @@ function place(t: Test): Made {
   const dir = mkdtempSync(path.join(tmpdir(), 'nbd-clone-test-'))
   t.teardown(() => rmSync(dir, { recursive: true, force: true }))
   const config = path.join(dir, 'source.yaml')
+  writeFileSync(config, `{ runDir: ${dir}/run, stateDir: ${dir}/state }\n`)
   return { dir, config, tls: tlsFolder(config) }
 }
 
@@ -55,7 +57,7 @@ t.test('tls init makes what only its owner can read, and overwrites nothing', as
   const { config, dir, tls } = place(t)
   const dry = await tlsInit({ config, host: undefined, days: 10, 'dry-run': true })
   t.match(dry.text, /would make an authority/)
-  t.strictSame(readdirSync(dir), [], 'a dry run makes nothing')
+  t.strictSame(readdirSync(dir), ['source.yaml'], 'a dry run makes nothing')
   await tlsInit({ config, host: 'alpha.example,192.0.2.7', days: 10, ...once })
   t.equal(mode(tls.folder), '700')
   const names = readdirSync(tls.folder)
@@ -70,7 +72,7 @@ t.test('tls init makes what only its owner can read, and overwrites nothing', as
     message: /is there already: nothing is overwritten/,
   })
   t.equal(readFileSync(tls.caKey, 'utf8'), before)
-  t.strictSame(readdirSync(dir), ['tls'], 'and leaves nothing beside')
+  t.strictSame(readdirSync(dir), ['source.yaml', 'tls'], 'and leaves nothing beside')
 })
 
 t.test('certificates say what they are for, and end with their authority', async t => {
@@ -168,20 +170,47 @@ t.test('the index knows all, and revoking again mends a list that was not writte
   t.equal(revoked(), 2, 'it names both again')
 })
 
-t.test('doctor says whether the certificates are there, fit, and last', async t => {
-  const { tls } = await made(t)
-  const files = { ca: tls.caCert, cert: tls.serverCert, key: tls.serverKey, crl: tls.crl }
-  const day = 86_400_000
-  t.strictSame(await lookAtTls(undefined, Date.now()), [])
-  t.match(await lookAtTls(files, Date.now() - 30 * day), [{ verdict: 'pass' }])
-  t.match(await lookAtTls(files, Date.now()), [{ verdict: 'warn', remedy: /tls renew/ }])
-  t.match(await lookAtTls(files, Date.now() + 11 * day), [{ verdict: 'fail', code: 'USAGE' }])
-  t.match(await lookAtTls({ ...files, key: tls.caKey }, Date.now()), [
-    { verdict: 'fail', found: /cannot be used: .*key values mismatch/ },
-  ])
-  t.match(await lookAtTls({ ...files, crl: `${tls.crl}.none` }, Date.now()), [
-    { verdict: 'fail', found: /cannot read .*none: no such file/, remedy: /tls init/ },
-  ])
+t.test('without the key of the authority nothing is called revoked that is not', async t => {
+  const { config, dir, tls } = await made(t)
+  await issue(config, 'one', path.join(dir, 'one'))
+  renameSync(tls.caKey, `${tls.caKey}.away`)
+  await t.rejects(tlsRevoke({ config, name: 'one', ...once }), { message: /cannot read .*ca-key/ })
+  t.match(await tlsList({ config }), { json: { certificates: [{}, { state: 'valid' }] } })
+})
+
+t.test('certificates are revoked also when serve cannot be asked to end what is open', async t => {
+  const { config, dir } = await made(t)
+  for (const name of ['one', 'two']) await issue(config, name, path.join(dir, name))
+  t.match(await tlsRevoke({ config, name: 'one', ...once }), {
+    json: { revoked: 1, ended: undefined },
+    text: /1 certificate\(s\) revoked\n {2}clone-server serve does not run/,
+  })
+  writeFileSync(config, '{ runDir: 7 }')
+  await t.rejects(tlsRevoke({ config, name: 'two', ...once }), {
+    code: 'USAGE',
+    message: /^the certificates of two are revoked, but what it has open may go on: .*runDir/,
+  })
+  t.match(await tlsList({ config }), {
+    json: { certificates: [{}, { state: 'revoked' }, { name: 'two', state: 'revoked' }] },
+  })
+})
+
+t.test('revoke takes certificates of the client too, where they are of this source', async t => {
+  const { config, dir, tls } = await made(t)
+  const paths = { clients: path.join(dir, 'clients'), serveSocket: path.join(dir, 'serve.sock') }
+  for (const [at, name] of ['one', 'one', 'two'].entries())
+    await issue(config, name, path.join(dir, String(at)))
+  const take = (name: string) => revoke(paths, tls, name, path.join(dir, 'authorized_keys'))
+  const done = await take('one')
+  t.match(done, { rights: false, certificates: 2, keys: 0, ended: undefined })
+  t.match(renderRevoked(done), /\n {2}2 certificate\(s\) revoked\n/)
+  t.equal(new X509Crl(readFileSync(tls.crl)).entries.length, 2)
+  await t.rejects(take('one'), { code: 'USAGE', message: /there is no client one/ })
+  renameSync(tls.caKey, `${tls.caKey}.away`)
+  await t.rejects(take('two'), {
+    code: 'USAGE',
+    message: /^client two has no rights any more, but: cannot read .*ca-key/,
+  })
 })
 
 t.test('two commands do not change the folder at once', async t => {
@@ -194,103 +223,4 @@ t.test('two commands do not change the folder at once', async t => {
   t.notOk(readdirSync(dir).includes('one'))
   if (typeof free === 'function') free()
   await issue(config, 'one', path.join(dir, 'one'))
-})
-
-/** Runs a decoder over bytes that come in pieces. @returns what it said, and how it ended */
-async function hear(
-  decoder: (send: (bytes: Buffer) => void) => Decoder<unknown>,
-  pieces: readonly Buffer[],
-): Promise<{ said: Buffer; end: unknown }> {
-  const said: Buffer[] = []
-  const stream = new PassThrough()
-  const end = drive(
-    stream,
-    decoder(bytes => said.push(bytes)),
-    'the client',
-  ).then(
-    value => value,
-    (error: unknown) => (error as Error).message,
-  )
-  for (const piece of pieces) {
-    stream.write(piece)
-    await new Promise(resolve => setImmediate(resolve))
-  }
-  stream.end()
-  return { end: await end, said: Buffer.concat(said) }
-}
-
-const option = (number: number, data: Buffer = Buffer.alloc(0)): Buffer =>
-  bytes(text('IHAVEOPT'), number, data.length, data)
-const TLS_REQD = 5
-const WHY = 'this server speaks NBD only over TLS'
-
-t.test('before TLS every option but two is answered that it is required', async t => {
-  const asked = [3, 6, 7, 8, 9, 10, 4711]
-  const said = bytes(3, ...asked.map(one => option(one, Buffer.alloc(one % 7))))
-  const answers = bytes(greeting(), ...asked.map(one => refusal(one, TLS_REQD, WHY)))
-  for (const [last, answer, end] of [
-    [option(5), ack(5), 3],
-    [option(2), ack(2), 'the client does not ask for TLS'],
-    [option(1, text('web/vda')), Buffer.alloc(0), 'the client does not ask for TLS'],
-    [
-      bytes(option(5, text('x')), option(2)),
-      bytes(optionReply(5, 2 ** 31 + 3), ack(2)),
-      'the client does not ask for TLS',
-    ],
-  ] as const) {
-    const heard = await hear(untilStartTls, [bytes(said, last)])
-    t.equal(heard.end, end)
-    t.ok(heard.said.equals(bytes(answers, answer)), heard.said.toString('hex'))
-  }
-})
-
-t.test('options come out the same wherever the stream is cut', async t => {
-  const wire = bytes(1, option(7, text('any')), option(5))
-  for (let cut = 0; cut <= wire.length; cut++) {
-    const { said, end } = await hear(untilStartTls, [wire.subarray(0, cut), wire.subarray(cut)])
-    t.equal(end, 1, `cut at byte ${cut}`)
-    t.equal(said.length, 18 + 20 + WHY.length + 20)
-  }
-})
-
-t.test('a refused client hears the reason to whatever it asks, until it goes', async t => {
-  const { said } = await hear(
-    send => untilGone(send, 'it is revoked'),
-    [bytes(option(8), option(7, text('web')), option(2))],
-  )
-  const wanted = bytes(refusal(8, 2, 'it is revoked'), refusal(7, 2, 'it is revoked'), ack(2))
-  t.ok(said.equals(wanted))
-})
-
-t.test(
-  'bytes that come before they can be wanted end it, in the same piece or the next',
-  async t => {
-    const early = 'the client breaks the NBD protocol: bytes that nobody asked for'
-    t.equal((await hear(untilStartTls, [bytes(3, option(5), text('x'))])).end, early)
-    t.equal((await hear(untilStartTls, [bytes(3), bytes(option(5), option(3))])).end, early)
-  },
-)
-
-t.test(
-  'whatever a client says, it ends with a reason, and what it is told stays small',
-  async () => {
-    const anything = fc.uint8Array({ maxLength: 60 }).map(part => Buffer.from(part))
-    const anOption = fc
-      .tuple(fc.nat({ max: 12 }), fc.uint8Array({ maxLength: 200 }))
-      .map(([number, content]) => option(number, Buffer.from(content)))
-    const piece = fc.oneof(anything, anOption, anOption)
-    await fc.assert(
-      fc.asyncProperty(fc.boolean(), fc.array(piece, { maxLength: 80 }), async (greets, pieces) => {
-        const { said, end } = await hear(untilStartTls, greets ? [bytes(3), ...pieces] : pieces)
-        return (typeof end === 'string' || end === 3 || end === 1) && said.length < 5000
-      }),
-      { numRuns: 200, seed: 1 },
-    )
-  },
-)
-
-t.test('an unknown reason of OpenSSL is passed on', async t => {
-  t.equal(whyNotBelieved('CERT_REVOKED'), 'is revoked')
-  t.match(whyNotBelieved('CERT_NOT_YET_VALID'), /clocks/)
-  t.equal(whyNotBelieved('NEW_CODE'), 'cannot be verified (NEW_CODE)')
 })

@@ -1,7 +1,9 @@
 // The TLS listener with real TLS on loopback, a real nbd-server behind it, and real clients: ours and libnbd's.
 
 import { execFile } from 'node:child_process'
+import { EventEmitter, once } from 'node:events'
 import { readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { connect, createServer, type AddressInfo } from 'node:net'
 import path from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { promisify } from 'node:util'
@@ -163,6 +165,51 @@ t.test('the TLS listener', { skip: requires('nbd-server', 'setpriv') }, async t 
       })
     await source.logged({ msg: 'TLS client refused', client: 'gone', reasonLike: /is revoked/ })
     t.ok(await isServed(source, tlsOf(await source.issue('gone'))), 'a new one is good')
+  })
+
+  t.test('what a client has open when it is revoked ends at once', async t => {
+    source.authorize('leaving', ['web'])
+    for (const command of [
+      ['tls', 'revoke', 'leaving'],
+      ['revoke', 'leaving', '--file', path.join(source.dir, 'authorized_keys')],
+    ]) {
+      const nbd = await open(source, tlsOf(await source.issue('leaving')))
+      const other = await open(source, trusted)
+      await nbd.read(0, new Uint8Array(4096))
+      const { status, out } = source.cloneServer(...command)
+      t.equal(status, 0)
+      t.match(out, /\b1 certificate\(s\) revoked\n {2}0 lease\(s\) and [12] connection\(s\) ended/)
+      t.match(await rejection(nbd.read(0, new Uint8Array(4096))), { fault: 'LOST' })
+      await other.read(0, new Uint8Array(4096))
+      other.destroy()
+    }
+  })
+
+  t.test('a client that is revoked in the middle of its handshake is not let in', async t => {
+    source.authorize('slow', ['web'])
+    const tls = tlsOf(await source.issue('slow'))
+    // Greeted, the listener has read its files: what the client says waits here until it is revoked.
+    const steps = new EventEmitter()
+    const greeted = once(steps, 'greeted')
+    const between = createServer(client => {
+      const upstream = connect(source.port, '127.0.0.1')
+      for (const socket of [client, upstream]) socket.on('error', () => undefined)
+      upstream.once('data', () => steps.emit('greeted'))
+      upstream.pipe(client)
+      steps.once('revoked', () => client.pipe(upstream))
+    }).listen(0, '127.0.0.1')
+    t.teardown(() => between.close())
+    await once(between, 'listening')
+    const { port } = between.address() as AddressInfo
+    const opening = rejection(open({ ...source, port }, tls))
+    await greeted
+    t.equal(source.cloneServer('tls', 'revoke', 'slow').status, 0)
+    steps.emit('revoked')
+    t.match(await opening, {
+      code: 'SOURCE_REFUSED',
+      message: /the certificate of slow is revoked/,
+    })
+    await source.logged({ msg: 'TLS client refused', client: 'slow', reasonLike: /is revoked/ })
   })
 
   t.test('a certificate that proves nothing gives nothing', async t => {

@@ -8,6 +8,7 @@ import { Failure, toFailure } from '../../shared/failures.ts'
 import { fsyncPath, writeDurably } from '../../shared/host/durable.ts'
 import { tryLock } from '../../shared/host/lock.ts'
 import { isName } from '../../shared/names.ts'
+import { isNarrower } from './narrower.ts'
 import { rightsFile, rightsSchema, type Rights } from './rights.ts'
 
 /** Rights as they are written: the bandwidth as text. */
@@ -26,6 +27,29 @@ export function rightsText(client: string, rights: RightsText): string {
   const text = `# Written by: clone-server authorize. What client ${client} may do; read whenever it asks.\n${stringify(given)}`
   parseConfig(`client ${client}`, text, rightsSchema)
   return text
+}
+
+/**
+ * Whether rights that are there get narrower by new ones, so that what is open by them must end.
+ * @param text of the new ones
+ */
+export async function getsNarrower(
+  directory: string,
+  client: string,
+  text: string,
+): Promise<boolean> {
+  const file = rightsFile(directory, client)
+  const before = await readFile(file, 'utf8').catch((error: unknown) => {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+    throw error
+  })
+  if (before === undefined) return false
+  const after = parseConfig(`client ${client}`, text, rightsSchema)
+  try {
+    return isNarrower(parseConfig(file, before, rightsSchema), after)
+  } catch {
+    return isNarrower(undefined, after)
+  }
 }
 
 /** One change of clients at a time, on this host. @throws Failure LOCKED */

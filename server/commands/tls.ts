@@ -3,16 +3,20 @@
 import { hostname } from 'node:os'
 import path from 'node:path'
 import Table from 'cli-table3'
-import { Failure } from '../../shared/failures.ts'
+import { Failure, toFailure } from '../../shared/failures.ts'
 import { checkClient } from '../clients/rights.ts'
-import { issue, makeAuthority, readAuthority, type Subject } from '../tls/certificates.ts'
+import { readSourceConfig, sourcePaths } from '../config/schema.ts'
+import { endClient, renderEnded, type Ended } from '../serve/end-client.ts'
+import { endOf, issue, makeAuthority, readAuthority, type Authority } from '../tls/certificates.ts'
+import type { Subject } from '../tls/certificates.ts'
 import {
   alone,
   crlOf,
+  dayOf,
   entryOf,
   indexText,
   makeFolder,
-  openAuthority,
+  openIssuer,
   readIndex,
   record,
   refuseExisting,
@@ -76,16 +80,20 @@ export async function tlsRenew(args: ServerArguments): Promise<Told> {
   const tls = tlsFolder(args.config)
   const subject = serverSubject(args.host)
   checkDays(args.days)
-  const authority = await openAuthority(tls)
+  const authority = await openIssuer(tls)
   if (!args['dry-run'])
     await alone(tls, async () => {
       const server = await issue(authority, subject, args.days)
       await record(tls, entryOf(server, subject))
       await replaceServer(tls, server)
     })
+  const { validUntil, capped } = untilWhen(authority, args.days)
   return {
-    json: { folder: tls.folder, hosts: subject.hosts, dryRun: args['dry-run'] },
-    text: `${tls.serverCert}: ${would(args)}a new certificate for ${subject.hosts.join(', ')}`,
+    json: { folder: tls.folder, hosts: subject.hosts, validUntil, dryRun: args['dry-run'] },
+    text: [
+      `${tls.serverCert}: ${would(args)}a new certificate for ${subject.hosts.join(', ')}`,
+      ...capped,
+    ].join('\n'),
   }
 }
 
@@ -103,7 +111,7 @@ export async function tlsIssue(args: IssueArguments): Promise<Told> {
   const subject: Subject = { kind: 'client', name: clientName(args.name) }
   const out = path.resolve(args.out ?? `${args.name}-tls`)
   checkDays(args.days)
-  const authority = await openAuthority(tls)
+  const authority = await openIssuer(tls)
   await refuseExisting(out, 'name another folder with --out')
   if (!args['dry-run'])
     await alone(tls, async () => {
@@ -115,16 +123,22 @@ export async function tlsIssue(args: IssueArguments): Promise<Told> {
         'client-key.pem': made.key,
       })
     })
+  const { validUntil, capped } = untilWhen(authority, args.days)
   return {
-    json: { client: args.name, folder: out, dryRun: args['dry-run'] },
+    json: { client: args.name, folder: out, validUntil, dryRun: args['dry-run'] },
     text: [
       `${out}: ${would(args)}key and certificate of ${args.name}`,
+      ...capped,
       `  next: move the folder to ${args.name}, as /etc/nbd-clone/tls, and leave no copy here`,
     ].join('\n'),
   }
 }
 
-/** Revokes all certificates of a client, for every connection from now on. @throws Failure USAGE, LOCKED */
+/**
+ * Revokes all certificates of a client, and ends what it has open.
+ * @throws Failure USAGE, LOCKED; and as the configuration's, or SOURCE_UNREACHABLE when serve does not answer: then the
+ * certificates are revoked all the same
+ */
 export async function tlsRevoke(args: {
   readonly config: string
   readonly name: string
@@ -137,14 +151,30 @@ export async function tlsRevoke(args: {
     throw new Failure('USAGE', `no certificate was issued for ${name}`, {
       remedy: 'clone-server tls list',
     })
-  const valid = known.filter(one => one.revokedAt === undefined).length
-  const revoked = args['dry-run'] ? valid : await alone(tls, () => revokeClient(tls, name))
+  if (args['dry-run']) {
+    const revoked = known.filter(one => one.revokedAt === undefined).length
+    return {
+      json: { client: name, revoked, dryRun: true },
+      text: `${name}: would revoke ${revoked} certificate(s), and end what it has open`,
+    }
+  }
+  const revoked = await alone(tls, () => revokeClient(tls, name))
+  const ended = await endRevoked(args.config, name)
   return {
-    json: { client: name, revoked, dryRun: args['dry-run'] },
-    text: [
-      `${name}: ${args['dry-run'] ? 'would revoke ' : ''}${revoked} certificate(s)${args['dry-run'] ? '' : ' revoked'}`,
-      '  connections that are open go on until they end',
-    ].join('\n'),
+    json: { client: name, revoked, ended, dryRun: false },
+    text: [`${name}: ${revoked} certificate(s) revoked`, `  ${renderEnded(ended)}`].join('\n'),
+  }
+}
+
+/** After the list is written, so that what is ended cannot come back. */
+async function endRevoked(config: string, name: string): Promise<Ended> {
+  try {
+    const { serveSocket } = sourcePaths(readSourceConfig(config), config)
+    return await endClient(serveSocket, name, 'certificates')
+  } catch (error) {
+    const { code, message, remedy } = toFailure(error)
+    const done = `the certificates of ${name} are revoked, but what it has open may go on`
+    throw new Failure(code, `${done}: ${message}`, { cause: error, remedy })
   }
 }
 
@@ -174,6 +204,18 @@ const NO_LINES = {
 function stateOf({ revokedAt, notAfter }: Entry, now: number): 'valid' | 'expired' | 'revoked' {
   if (revokedAt !== undefined) return 'revoked'
   return Date.parse(notAfter) < now ? 'expired' : 'valid'
+}
+
+/** When a certificate that is made now ends; a line for people when that is sooner than they asked for. */
+function untilWhen(
+  authority: Authority,
+  days: number,
+): { validUntil: string; capped: readonly string[] } {
+  const { end, isCapped } = endOf(authority, days)
+  return {
+    validUntil: dayOf(end),
+    capped: isCapped ? [`  valid until ${dayOf(end)} only, when its authority ends`] : [],
+  }
 }
 
 function would(args: { readonly 'dry-run': boolean }): string {

@@ -13,9 +13,16 @@ import { operatorHandlers } from './operator.ts'
 import type { Relays } from './relays.ts'
 import type { Attach } from './socket.ts'
 import type { Visits } from './visits.ts'
+import type { Params } from './words.ts'
 
 /** So long a connection that is refused may take to ask, and to be told why. */
 const REFUSED_MS = 5000
+
+const WHY_ENDED = {
+  revoked: client => `client ${client} was revoked on the source`,
+  rights: client => `the rights of client ${client} were narrowed on the source`,
+  certificates: client => `the certificates of client ${client} were revoked on the source`,
+} satisfies Record<Params<'operator.endClient'>['why'], (client: string) => string>
 
 /** What serve is made of. */
 export interface Serving {
@@ -36,7 +43,7 @@ export function attachRoles(serving: Serving, byRoot: boolean): Attach {
       if (role.role === 'operator')
         handle(connection, {
           ...operatorHandlers(source, domains),
-          'operator.endClient': ({ client }) => endClient(serving, client),
+          'operator.endClient': ({ client, why }) => endClient(serving, client, why),
         })
       else if (role.role === 'hook')
         handle(connection, {
@@ -76,8 +83,9 @@ function refuse(connection: MessageConnection, reason: Failure, end: () => void)
 function endClient(
   { source, domains, connections, visits }: Serving,
   client: string,
+  why: Params<'operator.endClient'>['why'],
 ): { leases: number; connections: number } {
-  const reason = new Failure('SOURCE_REFUSED', `client ${client} was revoked on the source`)
+  const reason = new Failure('SOURCE_REFUSED', WHY_ENDED[why](client))
   const leases = domains.all().reduce((sum, one) => sum + one.endLeases(client, reason), 0)
   const killed = connections.endClient(client)
   const ended = { leases, connections: killed + visits.endAll(client) }

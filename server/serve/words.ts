@@ -144,6 +144,9 @@ export const RELAY = {
   'relay.refused': { params: z.object({ what: z.string().max(MAX_REFUSED) }), result: empty },
 } as const
 
+/** What was taken away from a client whose connections are ended. */
+const WHY_ENDED = ['revoked', 'rights', 'certificates'] as const
+
 export const OPERATOR = {
   'operator.status': { params: empty, result: z.object({ domains: z.array(domainStatus) }) },
   'operator.hold': {
@@ -160,9 +163,9 @@ export const OPERATOR = {
       disks: z.array(diskOutcome),
     }),
   },
-  /** A client that was revoked: its leases, gates and NBD connections end at once. */
+  /** Something was taken away from a client: its leases, gates and NBD connections end at once. */
   'operator.endClient': {
-    params: z.object({ client: name }),
+    params: z.object({ client: name, why: z.enum(WHY_ENDED).default('revoked') }),
     result: z.object({ leases: z.number(), connections: z.number() }),
   },
   'operator.recover': {

@@ -86,6 +86,12 @@ export async function readAuthority({ cert, key }: Pair): Promise<Authority> {
   }
 }
 
+/** When a certificate that is issued now would end, and whether that is the authority's end. @param days asked for */
+export function endOf({ certificate }: Authority, days: number): { end: Date; isCapped: boolean } {
+  const { notAfter } = validity(days, certificate.notAfter)
+  return { end: notAfter, isCapped: notAfter.getTime() === certificate.notAfter.getTime() }
+}
+
 /** Key and certificate, never valid for longer than the authority. @param days from now */
 export async function issue(authority: Authority, subject: Subject, days: number): Promise<Issued> {
   const { certificate: issuer, key } = authority

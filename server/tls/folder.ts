@@ -27,6 +27,10 @@ const entry = z.strictObject({
   revokedAt: z.iso.datetime().optional(),
 })
 const index = z.strictObject({ schema: z.literal(1), certificates: z.array(entry) })
+/** What there is to do about an authority that ends: nothing renews it. */
+export const NEW_AUTHORITY =
+  'make a new one: move the folder tls away, clone-server tls init, and clone-server tls issue NAME for each client'
+
 /** One certificate that was issued here. */
 export type Entry = z.infer<typeof entry>
 
@@ -84,6 +88,19 @@ export async function openAuthority(tls: TlsFolder): Promise<Authority> {
   return readAuthority({ cert: await read(tls.caCert), key: await read(tls.caKey) })
 }
 
+/**
+ * The authority, to issue something by it.
+ * @throws Failure USAGE as `openAuthority`, and when the authority's own certificate is over
+ */
+export async function openIssuer(tls: TlsFolder): Promise<Authority> {
+  const authority = await openAuthority(tls)
+  const { notAfter } = authority.certificate
+  if (notAfter.getTime() > Date.now()) return authority
+  throw new Failure('USAGE', `${tls.caCert} is over since ${dayOf(notAfter)}: nobody believes it`, {
+    remedy: NEW_AUTHORITY,
+  })
+}
+
 /** All certificates that were issued, oldest first. @throws Failure USAGE */
 export async function readIndex(tls: TlsFolder): Promise<Entry[]> {
   const text = await read(tls.index)
@@ -94,8 +111,21 @@ export async function readIndex(tls: TlsFolder): Promise<Entry[]> {
   }
 }
 
+/** The same; undefined when there is no index, as of a source that brings its own certificates. */
+export async function readIndexIfAny(tls: TlsFolder): Promise<Entry[] | undefined> {
+  return readIndex(tls).catch((error: unknown) => {
+    const { cause } = error as { readonly cause?: { readonly code?: unknown } }
+    if (cause?.code === 'ENOENT') return undefined
+    throw error
+  })
+}
+
 export function indexText(certificates: readonly Entry[]): string {
   return `${JSON.stringify({ schema: 1, certificates }, null, 2)}\n`
+}
+
+export function dayOf(date: Date): string {
+  return date.toISOString().slice(0, 10)
 }
 
 export function entryOf(issued: Issued, subject: Subject): Entry {
@@ -122,12 +152,27 @@ export async function record(tls: TlsFolder, added: Entry): Promise<void> {
 export async function revokeClient(tls: TlsFolder, name: string): Promise<number> {
   const revokedAt = new Date().toISOString()
   const before = await readIndex(tls)
-  const isHit = (one: Entry): boolean =>
-    one.kind === 'client' && one.name === name && one.revokedAt === undefined
+  const isHit = isUnrevokedOf(name)
   const after = before.map(one => (isHit(one) ? { ...one, revokedAt } : one))
+  // Without the authority's key there is no new list, and an index that says otherwise would be a lie.
+  const crl = await crlOf(await openAuthority(tls), after)
   await writeDurably(tls.index, indexText(after), 0o600)
-  await writeDurably(tls.crl, await crlOf(await openAuthority(tls), after), 0o600)
+  await writeDurably(tls.crl, crl, 0o600)
   return before.filter(isHit).length
+}
+
+/**
+ * The same for who is revoked altogether: nothing is done where there is nothing to revoke.
+ * @returns how many; undefined when this source has issued none at all
+ */
+export async function revokeClientIfAny(tls: TlsFolder, name: string): Promise<number | undefined> {
+  const known = await readIndexIfAny(tls)
+  if (!known?.some(isUnrevokedOf(name))) return known && 0
+  return alone(tls, () => revokeClient(tls, name))
+}
+
+function isUnrevokedOf(name: string): (one: Entry) => boolean {
+  return one => one.kind === 'client' && one.name === name && one.revokedAt === undefined
 }
 
 export function crlOf(authority: Authority, certificates: readonly Entry[]): Promise<string> {

@@ -12,6 +12,7 @@ import { openRelay, relayNbd, type Relay } from '../gate/relay-nbd.ts'
 import { drive } from './drive.ts'
 import { identify, readTlsFiles, secure } from './identity.ts'
 import { untilGone, untilStartTls } from './options.ts'
+import type { TlsFiles } from './paths.ts'
 import type { TlsJob, TlsWord } from './words.ts'
 
 /** serve ends sessions that stand still; this ends what is left of them. */
@@ -44,7 +45,7 @@ export async function relayTls(
 
   let relay: Relay
   try {
-    relay = await admit(secured, flags, job, tell)
+    relay = await admit(secured, flags, job, pem.crl, tell)
   } catch (error) {
     const { message, remedy } = toFailure(error)
     await sayWhy(secured, remedy === undefined ? message : `${message}; ${remedy}`)
@@ -56,11 +57,15 @@ export async function relayTls(
   await ended(secured)
 }
 
-/** Who it is, whether serve lets it in, and an nbd-server that is as far as the client is. @throws Failure */
+/**
+ * Who it is, whether serve lets it in, and an nbd-server that is as far as the client is.
+ * @param crl the list that it was held against. @throws Failure
+ */
 async function admit(
   secured: TLSSocket,
   flags: number,
-  { peer, serveSocket }: TlsJob,
+  { peer, serveSocket, files }: TlsJob,
+  crl: string | undefined,
   tell: (word: TlsWord) => void,
 ): Promise<Relay> {
   const identity = identify(secured)
@@ -72,23 +77,46 @@ async function admit(
   // What serve refuses, it logs itself.
   const relay = await openRelay(serveSocket, { client, peer })
   try {
-    await takeOver(relay, flags)
-  } catch (cause) {
+    await refuseRevokedSince(secured, client, files, crl)
+    await takeOver(relay, flags, client)
+  } catch (error) {
     await relay[Symbol.asyncDispose]()
-    const reason = `no nbd-server serves ${client}: nothing that it may have is exported, or there are too many connections`
-    tell({ kind: 'refused', client, reason })
-    throw new Failure('SOURCE_REFUSED', reason, { cause })
+    tell({ kind: 'refused', client, reason: toFailure(error).message })
+    throw error
   }
   tell({ kind: 'admitted', client })
   return relay
 }
 
 /**
+ * A client may take its time over the handshake. If it was revoked meanwhile, serve ended all that it had before this relay
+ * was there; from here on serve would end this one too.
+ */
+async function refuseRevokedSince(
+  secured: TLSSocket,
+  client: string,
+  files: TlsFiles,
+  before: string | undefined,
+): Promise<void> {
+  const { crl } = await readTlsFiles(files)
+  if (crl === undefined || crl === before) return
+  const { isRevoked } = await import('./revocations.ts')
+  if (isRevoked(crl, secured.getPeerCertificate().raw))
+    throw new Failure('SOURCE_REFUSED', `the certificate of ${client} is revoked`)
+}
+
+/**
  * Inside TLS the options begin anew, and nothing is greeted a second time: nbd-server's greeting ends here, and is answered
  * with what the client answered to ours.
  */
-async function takeOver({ socket }: Relay, flags: number): Promise<void> {
-  const offered = await drive(socket, decodeGreeting(), 'nbd-server')
+async function takeOver({ socket }: Relay, flags: number, client: string): Promise<void> {
+  const offered = await drive(socket, decodeGreeting(), 'nbd-server').catch((cause: unknown) => {
+    throw new Failure(
+      'SOURCE_REFUSED',
+      `no nbd-server serves ${client}: nothing that it may have is exported, or there are too many connections`,
+      { cause },
+    )
+  })
   if ((flags & NBD_FLAG_C_NO_ZEROES) !== 0 && (offered & NBD_FLAG_NO_ZEROES) === 0)
     throw new Failure(
       'INTERNAL',
