@@ -15,6 +15,7 @@ import { HOST_CHECKS, lookAtDirectory, readHostFacts } from './host.ts'
 import { LEFTOVER_CHECKS, readJournals, readOverlays } from './leftovers.ts'
 import { LIBVIRT_CHECKS, readLibvirtFacts, type LibvirtFacts } from './libvirt.ts'
 import { OVERLAY_CHECKS } from './overlay-directory.ts'
+import { tlsFolder } from '../tls/paths.ts'
 import { lookAtTls } from './tls.ts'
 import { askForStatus, judgeServe, type ServeFacts } from './serve.ts'
 
@@ -82,7 +83,8 @@ const SOURCE_CHECKS: readonly Check<SourceFacts>[] = [
   { check: 'serve', look: ({ serve }) => judgeServe(serve) },
   {
     check: 'tls',
-    look: ({ configFile, config }) => lookAtTls(sourcePaths(config, configFile).tls, Date.now()),
+    look: ({ configFile, config }) =>
+      lookAtTls(sourcePaths(config, configFile).tls, tlsFolder(configFile), Date.now()),
   },
 ]
 

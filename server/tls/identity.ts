@@ -28,15 +28,26 @@ export async function readTlsFiles(files: TlsFiles): Promise<Pem> {
   }
 }
 
-/** @returns when the server's certificate expires. @throws Failure USAGE when the files are not there or do not fit */
-export async function checkTlsFiles(files: TlsFiles): Promise<Date> {
+/**
+ * @returns when the server's certificate expires, and its authority's
+ * @throws Failure USAGE when the files are not there or do not fit
+ */
+export async function checkTlsFiles(files: TlsFiles): Promise<{ cert: Date; ca: Date }> {
   const pem = await readTlsFiles(files)
   try {
     createSecureContext(pem)
-    return new Date(new X509Certificate(pem.cert).validTo)
+    // Of several authorities some may have been renewed, so the last to end counts.
+    const ca = (pem.ca.match(CERTIFICATE) ?? [pem.ca]).map(endOf)
+    return { cert: new Date(endOf(pem.cert)), ca: new Date(Math.max(...ca)) }
   } catch (cause) {
     throw unusable(cause as Error)
   }
+}
+
+const CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----/g
+
+function endOf(pem: string): number {
+  return Date.parse(new X509Certificate(pem).validTo)
 }
 
 /**

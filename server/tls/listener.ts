@@ -5,7 +5,7 @@ import { spawn, type ChildProcess } from 'node:child_process'
 import { createServer, type Server, type Socket } from 'node:net'
 import { fileURLToPath } from 'node:url'
 import type { Log } from '../../shared/log.ts'
-import { checkTlsFiles } from './identity.ts'
+import { watchEnds } from './ends.ts'
 import type { TlsFiles } from './paths.ts'
 import { tlsWord, type TlsJob } from './words.ts'
 
@@ -32,7 +32,7 @@ interface Running {
 }
 
 /**
- * Not listening yet. Certificates that cannot be used end it here; one that has expired is only warned of.
+ * Not listening yet. Certificates that cannot be used end it here; those that end, or have ended, are only warned of.
  * @param serveSocket where the processes ask for admission. @param files read by them for each connection
  * @throws Failure USAGE naming the file
  */
@@ -41,12 +41,7 @@ export async function listenTls(
   files: TlsFiles,
   log: Log,
 ): Promise<TlsListener> {
-  const expires = await checkTlsFiles(files)
-  if (expires.getTime() < Date.now())
-    log.warn(
-      { cert: files.cert, expires },
-      "the certificate of listen.tls has expired: clients won't take it",
-    )
+  const stopWatching = await watchEnds(files, log)
   const running = new Set<Running>()
   const waiting: { socket: Socket; peer: string; late: NodeJS.Timeout }[] = []
   let unknown = 0
@@ -137,6 +132,7 @@ export async function listenTls(
     counts: () => ({ running: running.size, unknown, waiting: waiting.length }),
     async closeAll() {
       closing = true
+      stopWatching()
       for (const { socket, late } of waiting.splice(0)) {
         clearTimeout(late)
         socket.destroy()
