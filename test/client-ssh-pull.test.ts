@@ -187,6 +187,9 @@ t.test('a disk is read over as many streams as are busy, each for itself', { ski
   const world = await aWorld(t)
   await world.source.serveNbd(['--filter=delay', 'rdelay=100ms'])
   await using gate = await openGate(world.clone.source, never)
+  // Only a gate that was greeted is replaced when it dies: it must be of the same host.
+  const protocol = { min: 1, max: 1 }
+  await gate.call('hello', { protocol, version: '0', clockMs: Date.now() })
   const lease = { token: TOKEN, signal: never, onLost: () => undefined, onRetry: () => undefined }
   t.teardown(gate.keepLease(lease))
   world.source.handlers.outcome = () => ({ state: 'frozen', disks: [], refusals: [] })
