@@ -4,7 +4,7 @@ import t, { type Test } from 'tap'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { chmodSync, existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { createServer, type AddressInfo } from 'node:net'
+import { connect, createServer, type AddressInfo } from 'node:net'
 import { homedir, userInfo } from 'node:os'
 import path from 'node:path'
 import { text } from 'node:stream/consumers'
@@ -272,6 +272,82 @@ t.test('an encrypted key needs an agent or a person', { skip }, async t => {
   t.equal(await say(sourceAt(sshd, { options: byVariable })), 'asked: gate\n')
 })
 
+interface FakeAgent {
+  /** How often it was connected to. */
+  connections(): number
+  /** How many of those are open. */
+  open(): number
+}
+
+/** An agent of which some questions get no answer, and the others that of a real one. */
+function deafAgent(t: Test, socket: string, real: string, isDeafTo: (type?: number) => boolean) {
+  let connections = 0
+  let open = 0
+  const server = createServer(asking => {
+    connections++
+    open++
+    const asked = connect(real)
+    asking.on('data', message => {
+      if (!isDeafTo(message[4])) asked.write(message)
+    })
+    asked.on('error', () => undefined).pipe(asking)
+    asking
+      .on('error', () => undefined)
+      .on('close', () => {
+        open--
+        asked.destroy()
+      })
+  })
+  t.teardown(() => server.close())
+  return new Promise<FakeAgent>(resolve =>
+    server.listen(socket, () => resolve({ connections: () => connections, open: () => open })),
+  )
+}
+
+t.test('an agent that does not answer is asked once, and let go', { skip }, async t => {
+  const { dir, sshd } = await aHost(t)
+  knowHosts(dir, `${hostOf(sshd)} ${sshd.hostKey()}`)
+  const socket = path.join(dir, 'deaf')
+  const agent = await deafAgent(t, socket, await anAgent(t, dir), () => true)
+  await using pool = sshPool(sourceAt(sshd, { options: [`IdentityAgent=${socket}`] }))
+  const first = await pool.exec('gate', never)
+  await until(
+    () => agent.open() === 0,
+    () => `${agent.open()} open`,
+  )
+  sshd.killConnections()
+  await first.over
+  const began = performance.now()
+  await pool.exec('gate', never)
+  t.ok(performance.now() - began < 4_000, 'connecting again does not wait for it')
+  t.equal(agent.connections(), 1)
+})
+
+t.test('an agent that does not sign is let go with the login', { skip }, async t => {
+  const { dir, sshd } = await aHost(t)
+  knowHosts(dir, `${hostOf(sshd)} ${sshd.hostKey()}`)
+  const [socket, real] = [path.join(dir, 'deaf'), await anAgent(t, dir)]
+  tool('ssh-add', ['-q', path.join(dir, 'id')], { SSH_AUTH_SOCK: real })
+  const isSigning = (type?: number): boolean => type === 13
+  const agent = await deafAgent(t, socket, real, isSigning)
+  const stop = new AbortController()
+  const pool = sshPool(sourceAt(sshd, { options: [`IdentityAgent=${socket}`] }))
+  const reason = new Failure('INTERRUPTED', 'enough')
+  const exec = pool.exec('gate', stop.signal)
+  await until(
+    () => agent.connections() === 2,
+    () => `${agent.connections()} connections`,
+  )
+  t.equal(agent.open(), 1)
+  stop.abort(reason)
+  await t.rejects(exec, reason)
+  await pool[Symbol.asyncDispose]()
+  await until(
+    () => agent.open() === 0,
+    () => `${agent.open()} open`,
+  )
+})
+
 /** Types on a terminal once the program asks. @returns what stood there, and the exit status */
 async function typed(command: readonly string[], keys: string): Promise<[string, number]> {
   const line = command.map(word => `'${word}'`).join(' ')
@@ -390,6 +466,23 @@ t.test('more commands than a connection takes make another one', { skip }, async
     t.ok(pool.roundTripMs() > 0 && pool.roundTripMs() < 1_000, String(pool.roundTripMs()))
     t.equal(sshd.killConnections(), connections)
   }
+})
+
+t.test('who takes what comes slowly gets all of it', { skip }, async t => {
+  const dir = sshFolder(t)
+  const length = 24 * 1024 * 1024
+  const send = `head -c ${length} /dev/zero`
+  const sshd = await startSshd(t, dir, { allow: forcedCommand(dir, 'forced', send) })
+  knowHosts(dir, `${hostOf(sshd)} ${sshd.hostKey()}`)
+  await using pool = sshPool(sourceAt(sshd))
+  const { output } = await pool.exec('nbd a', never)
+  await sleep(300)
+  let got = 0
+  for await (const bytes of output as AsyncIterable<Buffer>) {
+    got += bytes.length
+    if (Math.random() < 0.05) await sleep(10)
+  }
+  t.equal(got, length)
 })
 
 t.test('a command that ends early gives its last words, and a code', { skip }, async t => {

@@ -20,15 +20,19 @@ export interface RemoteCommand extends Carrier {
 /** sshd takes no more commands on this connection. */
 export class NoMoreChannels extends Error {}
 
+/** How long sshd may take to start a command; the command itself takes its time afterwards. */
+const START_MS = 30_000
+
 /** The programs' own word for a command that the shell there does not know: no forced command was authorized. */
 const NOT_FOUND = 127
 
-/** @throws NoMoreChannels; Failure SOURCE_UNREACHABLE when the connection is lost; SOURCE_REFUSED */
+/** @throws NoMoreChannels; Failure SOURCE_UNREACHABLE when the connection is lost or silent; SOURCE_REFUSED; TRANSFER */
 export async function startCommand(
   connection: SshConnection,
   command: string,
 ): Promise<RemoteCommand> {
   const channel = await openChannel(connection, command)
+  connection.follow(channel)
   const words = lastWords(channel.stderr)
   const stream = new Duplex({
     read: () => void channel.resume(),
@@ -38,12 +42,12 @@ export async function startCommand(
       done()
     },
     destroy: (error, done) => {
-      channel.destroy()
-      // What still comes must be taken, or the channel never closes.
-      channel.resume()
+      abandon(channel)
       done(error)
     },
   })
+  // It brought more than was allowed: nobody waits for the rest.
+  channel.on('error', (error: Error) => void stream.destroy(error))
   channel.on('data', (bytes: Buffer) => {
     if (!stream.destroyed && !stream.push(bytes)) channel.pause()
   })
@@ -78,30 +82,43 @@ export async function startCommand(
 }
 
 function openChannel(connection: SshConnection, command: string): Promise<ClientChannel> {
+  const { name } = connection.hop
   return new Promise((resolve, reject) => {
+    let isLate = false
+    const late = setTimeout(() => {
+      isLate = true
+      const seconds = START_MS / 1000
+      reject(
+        new Failure('SOURCE_UNREACHABLE', `${name} does not start ${command} within ${seconds} s`),
+      )
+    }, START_MS)
     const fail = (error: unknown): void => {
+      clearTimeout(late)
       const loss = connection.loss()
       const { reason, message: said } = error as Error & { reason?: unknown }
       const message = harmless(said)
-      if (loss !== undefined) reject(lost(connection, loss))
+      if (loss !== undefined) reject(loss)
       else if (typeof reason === 'number') reject(new NoMoreChannels(message))
-      else
-        reject(
-          new Failure(
-            'SOURCE_REFUSED',
-            `${connection.hop.name} refuses to run ${command}: ${message}`,
-          ),
-        )
+      else reject(new Failure('SOURCE_REFUSED', `${name} refuses to run ${command}: ${message}`))
     }
     try {
       connection.client.exec(command, (error, channel) => {
+        clearTimeout(late)
         if (error) fail(error)
+        else if (isLate) abandon(channel)
         else resolve(channel)
       })
     } catch (error) {
       fail(error)
     }
   })
+}
+
+function abandon(channel: ClientChannel): void {
+  channel.destroy()
+  // What still comes must be taken, or the channel never closes.
+  channel.resume()
+  channel.stderr.resume()
 }
 
 function endingOf(
@@ -111,7 +128,8 @@ function endingOf(
   signal: string | undefined,
 ): Ending {
   const loss = connection.loss()
-  if (exit === undefined && loss !== undefined) return lost(connection, loss)
+  if (exit === undefined && loss !== undefined)
+    return { code: loss.code, reason: loss.message, remedy: loss.remedy }
   if (reason === '')
     return {
       code: codeOfExit(exit ?? undefined),
@@ -119,9 +137,4 @@ function endingOf(
     }
   const authorize = exit === NOT_FOUND ? 'on the source run: clone-server authorize' : undefined
   return { code: codeOfExit(exit ?? undefined), reason, remedy: remedy ?? authorize }
-}
-
-function lost({ hop }: SshConnection, why: string): Failure & Ending {
-  const reason = `the ssh connection to ${hop.name} is lost: ${why}`
-  return Object.assign(new Failure('SOURCE_UNREACHABLE', reason), { reason })
 }

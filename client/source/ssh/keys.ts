@@ -4,7 +4,7 @@ import { readFile, stat } from 'node:fs/promises'
 import ssh2, { type AnyAuthMethod, type ParsedKey } from 'ssh2'
 import { Failure, toFailure } from '../../../shared/failures.ts'
 import type { User } from '../user.ts'
-import { agentKeys, type AgentKey } from './agent.ts'
+import { Agent, OneKey, type AgentKey, type Agents } from './agent.ts'
 import type { Hop } from './settings.ts'
 
 /** A key that can be offered. */
@@ -20,6 +20,8 @@ export interface Keys {
   readonly locked: readonly string[]
   /** Why something that was meant to be offered is not. */
   readonly notes: readonly string[]
+  /** Whom the candidates of the agent are signed by; to be hung up on after the login. */
+  readonly agent: Agent | undefined
 }
 
 /** Key files that were decrypted, so that nobody is asked twice. File -> key. */
@@ -33,19 +35,19 @@ const BY_DEFAULT = /\/\.ssh\/id_(rsa|dsa|ecdsa|ecdsa_sk|ed25519|ed25519_sk|xmss)
  * the agent has.
  * @throws Failure UNSAFE for a key file that others can read
  */
-export async function findKeys(hop: Hop, unlocked: Unlocked): Promise<Keys> {
+export async function findKeys(hop: Hop, unlocked: Unlocked, agents: Agents): Promise<Keys> {
   const notes: string[] = []
   const locked: string[] = []
   const candidates: Candidate[] = []
-  const inAgent = await agentOf(hop, notes)
+  const inAgent = await agentKeys(hop, agents, notes)
+  const agent = hop.agent === undefined ? undefined : new Agent(hop.agent)
   const used = new Set<AgentKey>()
   const offer = (key: AgentKey): void => {
-    if (used.has(key)) return
+    if (!agent || used.has(key)) return
     used.add(key)
-    const { agent, comment } = key
     candidates.push({
-      what: `agent key ${comment}`,
-      method: { type: 'agent', username: hop.user, agent },
+      what: `agent key ${key.comment}`,
+      method: { type: 'agent', username: hop.user, agent: new OneKey(agent, key.parsed) },
     })
   }
 
@@ -64,13 +66,17 @@ export async function findKeys(hop: Hop, unlocked: Unlocked): Promise<Keys> {
     else if (!BY_DEFAULT.test(file)) notes.push(`there is no ${file}`)
   }
   if (!hop.identitiesOnly) inAgent.forEach(offer)
-  return { candidates, locked, notes }
+  return { candidates, locked, notes, agent }
 }
 
-async function agentOf({ agent }: Hop, notes: string[]): Promise<AgentKey[]> {
+async function agentKeys(
+  { agent }: Hop,
+  agents: Agents,
+  notes: string[],
+): Promise<readonly AgentKey[]> {
   if (agent === undefined) return []
   try {
-    return await agentKeys(agent)
+    return await agents.keys(agent)
   } catch (error) {
     notes.push(toFailure(error).message)
     return []

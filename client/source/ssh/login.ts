@@ -1,23 +1,24 @@
 // One ssh connection to one host: the host proves who it is, then we do. Nothing is run here yet.
 
-import { connect as connectSocket } from 'node:net'
 import type { Duplex } from 'node:stream'
-import ssh2, { type Algorithms, type Client } from 'ssh2'
+import ssh2, { type Algorithms, type Client, type ClientChannel } from 'ssh2'
 import { Failure } from '../../../shared/failures.ts'
 import { harmless } from '../harmless.ts'
 import type { NamedSource } from '../source.ts'
 import { hostKeyAlgorithms, judgeHostKey, named, shownKey, unknownHost } from './host-key.ts'
 import type { Keys } from './keys.ts'
 import { addKnownKey, knownKeys, type KnownKey } from './known-hosts.ts'
+import { at, refused, unreachable } from './login-failures.ts'
 import type { Hop } from './settings.ts'
+import { openSocket } from './socket.ts'
+import { watch, type Alive } from './watch.ts'
 
 /** TCP, key exchange and login together. */
 const CONNECT_MS = 20_000
-/** A host that answers none of so many questions is gone. */
-const ALIVE_MS = 15_000
-const ALIVE_COUNT = 3
 /** How long our goodbye may take to be sent. */
 const GOODBYE_MS = 1_000
+/** The level of ssh2's error when the agent does not sign; all other errors are followed by the connection's end. */
+const BY_AGENT = 'agent'
 
 /** Fastest first by measurement (docs/architecture.md); nothing that OpenSSH itself would not offer today. */
 const ALGORITHMS = {
@@ -42,16 +43,28 @@ export interface SshConnection {
   readonly client: Client
   /** Milliseconds to the host and back, while nothing else was under way. */
   readonly roundTripMs: number
+  /** Holds a channel to what it is allowed (`Watch`). */
+  follow(channel: ClientChannel): void
   /** Why it is lost; undefined while it is not. */
-  loss(): string | undefined
+  loss(): Failure | undefined
   /** Calls back once, when it is over. */
   onEnd(callback: () => void): void
   /** Never rejects; nothing is left of it afterwards. */
   close(): Promise<void>
 }
 
+/** What an error of ssh2 is about. */
+type LoginError = Error & { readonly level?: string }
+
+export interface Login {
+  /** The connection to the host before, when there is one. */
+  readonly through: SshConnection | undefined
+  readonly alive: Alive
+  readonly signal: AbortSignal
+}
+
 /**
- * Logs in to one host. @param through the connection to the host before, when there is one
+ * Logs in to one host.
  * @throws Failure UNSAFE for a host key that is not known, another one or revoked; SOURCE_REFUSED for a refused login;
  * SOURCE_UNREACHABLE for the rest; the signal's reason
  */
@@ -59,46 +72,67 @@ export async function logIn(
   hop: Hop,
   source: NamedSource,
   keys: Keys,
-  through: SshConnection | undefined,
-  signal: AbortSignal,
+  login: Login,
 ): Promise<SshConnection> {
+  const { through, alive, signal } = login
   const known = await knownKeys(hop, signal)
   signal.throwIfAborted()
   const { socket, roundTripMs } = await openSocket(hop, through, signal)
   const client = new ssh2.Client()
-  let lost: string | undefined
+  let lost: Failure | undefined
   let ended = false
   const endings: (() => void)[] = []
-  client.on('close', () => {
-    ended = true
-    lost ??= 'the host ended it'
-    for (const tell of endings.splice(0)) tell()
+  const lose = (why: string): void => {
+    lost ??= new Failure('SOURCE_UNREACHABLE', `the ssh connection to ${hop.name} is lost: ${why}`)
+  }
+  // Never taken off: ssh2 goes on with what came in the same segment while others take their turns at listening.
+  client.on('error', (error: LoginError) => {
+    if (error.level !== BY_AGENT) lose(harmless(error.message))
   })
+  const finish = (): void => {
+    ended = true
+    lose('the host ended it')
+    for (const tell of endings.splice(0)) tell()
+  }
+  client.on('close', finish)
   const onEnd = (callback: () => void): void => {
     if (ended) callback()
     else endings.push(callback)
   }
-  try {
-    await proveBoth(hop, source, keys, known, client, socket, signal)
-  } catch (error) {
-    client.on('error', () => undefined)
-    socket.on('error', () => undefined).destroy()
-    throw error
+  /** Takes nothing more of it. A channel through another host may never say that it is closed. */
+  const cut = (): void => {
+    socket.removeAllListeners('data').on('error', () => undefined)
+    socket.destroy()
+    socket.resume()
+    finish()
   }
-  // An error is followed by the connection's end.
-  client.on('error', error => (lost ??= harmless(error.message)))
+  try {
+    await proveBoth(hop, source, keys, known, client, socket, login)
+  } catch (error) {
+    cut()
+    throw error
+  } finally {
+    keys.agent?.hangUp()
+  }
+  const onFault = (why: Failure): void => {
+    lost ??= why
+    cut()
+  }
+  const watching = watch({ hop, client, socket, silentMs: alive.silentMs, onFault })
+  onEnd(() => watching.stop())
 
   return {
     hop,
     client,
     roundTripMs: roundTripMs(),
+    follow: channel => watching.follow(channel),
     loss: () => lost,
     onEnd,
     async close() {
-      lost ??= 'it was closed here'
+      lose('it was closed here')
       if (ended) return
       const over = new Promise<void>(resolve => onEnd(resolve))
-      const late = setTimeout(() => socket.destroy(), GOODBYE_MS)
+      const late = setTimeout(cut, GOODBYE_MS)
       // Our goodbye is sent; the host's is not waited for.
       socket.once('finish', () => socket.destroy())
       client.end()
@@ -108,48 +142,6 @@ export async function logIn(
   }
 }
 
-/** A byte stream to the host's sshd. @returns also how long it took to be there and back, once it is connected */
-async function openSocket(
-  hop: Hop,
-  through: SshConnection | undefined,
-  signal: AbortSignal,
-): Promise<{ socket: Duplex; roundTripMs: () => number }> {
-  let began = performance.now()
-  let took = 0
-  if (!through) {
-    const { host, port, family } = hop
-    const socket = connectSocket({ host, port, family, noDelay: true })
-    // Not the name's look-up, and not an address that did not answer.
-    socket.on('connectionAttempt', () => (began = performance.now()))
-    socket.once('connect', () => (took = performance.now() - began))
-    return { socket, roundTripMs: () => took }
-  }
-  const socket = await new Promise<Duplex>((resolve, reject) => {
-    const fail = (why: string): void =>
-      reject(
-        new Failure(
-          'SOURCE_UNREACHABLE',
-          `cannot reach ${at(hop)} through ${through.hop.name}: ${why}`,
-        ),
-      )
-    const late = setTimeout(() => fail('no answer in time'), CONNECT_MS)
-    const stop = (): void => reject(signal.reason as Error)
-    signal.addEventListener('abort', stop, { once: true })
-    try {
-      through.client.forwardOut('127.0.0.1', 0, hop.host, hop.port, (error, channel) => {
-        clearTimeout(late)
-        signal.removeEventListener('abort', stop)
-        if (error) fail(harmless(error.message))
-        else resolve(channel)
-      })
-    } catch (error) {
-      fail(through.loss() ?? String(error))
-    }
-  })
-  took = performance.now() - began
-  return { socket, roundTripMs: () => took }
-}
-
 function proveBoth(
   hop: Hop,
   source: NamedSource,
@@ -157,7 +149,7 @@ function proveBoth(
   known: readonly KnownKey[],
   client: Client,
   socket: Duplex,
-  signal: AbortSignal,
+  { alive, signal }: Login,
 ): Promise<void> {
   return new Promise((resolve, reject) => {
     /** What was found wrong with the host; ssh2 itself only says that it was denied. */
@@ -174,20 +166,22 @@ function proveBoth(
       if (error === undefined) resolve()
       else reject(error)
     }
-    const onError = (error: Error & { level?: string }): void => {
+    const onError = (error: LoginError): void => {
       // The next key is tried.
-      if (error.level === 'agent') unsigned.push(error.message)
+      if (error.level === BY_AGENT) unsigned.push(error.message)
       else settle(denied ?? explain(error))
     }
     const onClose = (): void =>
       settle(denied ?? unreachable(hop, 'the connection ended before the login'))
-    const explain = (error: Error & { level?: string }): Failure => {
+    const explain = (error: LoginError): Failure => {
       const { level } = error
       const message = harmless(error.message)
       if (level === 'client-authentication' || /too many authentication failures/i.test(message))
-        return refused(hop, source, keys, { tried, unsigned, methods }, error)
-      if (level === 'client-timeout')
-        return unreachable(hop, `no answer within ${CONNECT_MS / 1000} s`, error)
+        return refused(hop, source.name, keys, { tried, unsigned, methods }, error)
+      if (level === 'client-timeout') {
+        const answer = keys.agent?.isAsked() ? `signature by the agent at ${hop.agent}` : 'answer'
+        return unreachable(hop, `no ${answer} within ${CONNECT_MS / 1000} s`, error)
+      }
       return level === 'handshake'
         ? new Failure('SOURCE_REFUSED', `${at(hop)} and we have no way to talk: ${message}`, {
             cause: error,
@@ -206,8 +200,9 @@ function proveBoth(
       sock: socket,
       username: hop.user,
       readyTimeout: CONNECT_MS,
-      keepaliveInterval: ALIVE_MS,
-      keepaliveCountMax: ALIVE_COUNT,
+      keepaliveInterval: alive.askMs,
+      // ssh2 only asks: it counts no byte but an answer as a sign of life.
+      keepaliveCountMax: Infinity,
       algorithms: { ...ALGORITHMS, serverHostKey: hostKeyAlgorithms(hop, known) },
       hostVerifier: (blob: Buffer, verify: (good: boolean) => void): void => {
         // Keys are exchanged again now and then.
@@ -248,46 +243,4 @@ async function verifyHost(
   source.user.tell(
     `${source.name}: accepted the new host key of ${hop.name}: ${named(shown)}, kept in ${file}`,
   )
-}
-
-function refused(
-  hop: Hop,
-  source: NamedSource,
-  { locked, notes }: Keys,
-  {
-    tried,
-    unsigned,
-    methods,
-  }: { tried: readonly string[]; unsigned: readonly string[]; methods: readonly string[] },
-  cause: Error,
-): Failure {
-  const more = [
-    ...locked.map(
-      file => `${file} is encrypted, the agent does not have it, and nobody gave its passphrase`,
-    ),
-    ...notes,
-    ...unsigned,
-    ...(methods.includes('publickey') ? [] : [`it wants ${harmless(methods.join(' or '))}`]),
-  ]
-  const why = [`tried: ${tried.join(', ') || 'no key, there is none'}`, ...more].join('; ')
-  const remedy =
-    locked.length > 0
-      ? `ssh-add ${locked[0] ?? ''}, or use a key without a passphrase that is allowed nothing but the gate`
-      : /too many/i.test(cause.message)
-        ? `name the one key to use: sources.${source.name}.ssh.identity, with ssh.options: ['IdentitiesOnly=yes']`
-        : hop.pinnable
-          ? 'on the source run: clone-server authorize'
-          : undefined
-  return new Failure('SOURCE_REFUSED', `${at(hop)} refuses the login as ${hop.user}; ${why}`, {
-    cause,
-    remedy,
-  })
-}
-
-function unreachable(hop: Hop, why: string, cause?: Error): Failure {
-  return new Failure('SOURCE_UNREACHABLE', `cannot connect to ${at(hop)} by ssh: ${why}`, { cause })
-}
-
-function at({ name, host, port }: Hop): string {
-  return `${name === host ? host : `${name} (${host})`} port ${port}`
 }

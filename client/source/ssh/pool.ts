@@ -4,13 +4,23 @@ import { Cleanup } from '../../../shared/cleanup.ts'
 import { Failure } from '../../../shared/failures.ts'
 import { orAborted } from '../or-aborted.ts'
 import type { NamedSource } from '../source.ts'
+import { agents } from './agent.ts'
 import { NoMoreChannels, startCommand, type RemoteCommand } from './command.ts'
 import { findKeys, unlock, type Unlocked } from './keys.ts'
 import { logIn, type SshConnection } from './login.ts'
 import { sshHops, type Hop } from './settings.ts'
+import type { Alive } from './watch.ts'
 
 /** sshd takes ten by default (MaxSessions); a channel that we closed may count a moment longer there. */
 const CHANNELS = 8
+/**
+ * When a host is taken for gone: a gate must be back before its lease lapses after 30 s, disks before their session has
+ * moved nothing for 60 s. On a slow line the disks' may be quiet for longer while all is well.
+ */
+const ALIVE: Record<'gate' | 'disks', Alive> = {
+  gate: { askMs: 5_000, silentMs: 15_000 },
+  disks: { askMs: 10_000, silentMs: 30_000 },
+}
 
 export interface SshPool extends AsyncDisposable {
   /**
@@ -38,20 +48,21 @@ interface Member {
 }
 
 /** Connects to nothing yet. @param source with a host */
-export function sshPool(source: NamedSource): SshPool {
+export function sshPool(source: NamedSource, alive = ALIVE): SshPool {
   const closed = new AbortController()
   const members = new Set<Member>()
   const unlocked: Unlocked = new Map()
+  const asked = agents()
   let hops: Promise<Hop[]> | undefined
   let roundTripMs = Infinity
 
-  async function openRoute(): Promise<Route> {
+  async function openRoute(kind: string): Promise<Route> {
     const way = await (hops ??= sshHops(source, closed.signal))
     const cleanup = new Cleanup()
     try {
       let connection: SshConnection | undefined
       for (const hop of way) {
-        const next: SshConnection = await logInByAnyKey(hop, connection)
+        const next: SshConnection = await logInByAnyKey(hop, kind, connection)
         cleanup.defer(() => next.close())
         connection = next
       }
@@ -67,16 +78,18 @@ export function sshPool(source: NamedSource): SshPool {
   /** With the keys that need nobody; if those are refused, with those that a passphrase opens. */
   async function logInByAnyKey(
     hop: Hop,
+    kind: string,
     through: SshConnection | undefined,
   ): Promise<SshConnection> {
     const { signal } = closed
-    const keys = await findKeys(hop, unlocked)
+    const how = { through, alive: kind === 'gate' ? alive.gate : alive.disks, signal }
+    const keys = await findKeys(hop, unlocked, asked)
     try {
-      return await logIn(hop, source, keys, through, signal)
+      return await logIn(hop, source, keys, how)
     } catch (error) {
       const isRefused = error instanceof Failure && error.code === 'SOURCE_REFUSED'
       if (!isRefused || !(await unlock(keys.locked, unlocked, source.user, signal))) throw error
-      return await logIn(hop, source, await findKeys(hop, unlocked), through, signal)
+      return await logIn(hop, source, await findKeys(hop, unlocked, asked), how)
     }
   }
 
@@ -87,7 +100,7 @@ export function sshPool(source: NamedSource): SshPool {
   function takePlace(kind: string): Member {
     let member = [...members].find(one => one.kind === kind && one.used < one.most)
     if (!member) {
-      const route = openRoute()
+      const route = openRoute(kind)
       const made: Member = { kind, route, used: 0, most: CHANNELS }
       member = made
       members.add(made)
@@ -139,6 +152,7 @@ export function sshPool(source: NamedSource): SshPool {
     roundTripMs: () => (Number.isFinite(roundTripMs) ? roundTripMs : 0),
     async [Symbol.asyncDispose]() {
       closed.abort(new Failure('INTERNAL', 'the connections were closed'))
+      asked.close()
       await Promise.all(
         [...members].map(async ({ route }) => {
           const made = await route.catch(() => undefined)
