@@ -207,7 +207,7 @@ async function pullLocked(
   const staging = await nameStaging(layout, id)
   attempt.reusable = digests
   watcher.phase('copy', sizeOf(plan))
-  const streams = streamsPerDisk(gate.transport.roundTripMs(), connections.size)
+  const streams = streamsPerDisk(greeting.roundTripMs, connections.size)
   const frozen = { gate, clone, token, recoveryPoint: id, streams, signal, onRetry, rate }
   const lasting = new Map(
     [...connections].map(([target, first]) => [target, lastingDisk(first, target, frozen)]),

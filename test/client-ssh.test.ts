@@ -448,8 +448,8 @@ t.test('what cannot be followed is told', { skip }, async t => {
 
 t.test('more commands than a connection takes make another one', { skip }, async t => {
   for (const [config, connections] of [
-    [[], 2],
-    [['MaxSessions 3'], 4],
+    [[], 4],
+    [['MaxSessions 2'], 5],
   ] as const) {
     const { dir, sshd } = await aHost(t, { config })
     knowHosts(dir, `${hostOf(sshd)} ${sshd.hostKey()}`)
@@ -463,7 +463,6 @@ t.test('more commands than a connection takes make another one', { skip }, async
       said,
       Array.from({ length: 10 }, (_, at) => `asked: nbd ${at}\n`),
     )
-    t.ok(pool.roundTripMs() > 0 && pool.roundTripMs() < 1_000, String(pool.roundTripMs()))
     t.equal(sshd.killConnections(), connections)
   }
 })

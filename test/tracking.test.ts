@@ -6,27 +6,21 @@ import { existsSync } from 'node:fs'
 import { mkdtemp, open, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { z } from 'zod'
 import { GRAIN } from '../shared/grain-set.ts'
 import { newRecoveryPointId } from '../shared/names.ts'
-import { openMonitorSocket, type Monitor } from '../server/libvirt/monitor.ts'
 import { readAllocation } from '../server/session/allocation.ts'
 import { addPoint, readStorageNodes, removePoints } from '../server/tracking/bitmaps.ts'
-import { clearTraces, readChanged, socketBeside } from '../server/tracking/export.ts'
+import { clearTraces, readChanged } from '../server/tracking/export.ts'
 import { outdated, pushedOut } from '../server/tracking/keep.ts'
 import { forgetAll } from '../server/tracking/tracking.ts'
-import { isListening } from './nbd/listening.ts'
+import { realQemu, type RealQemu } from './server/real-qemu.ts'
 
 const MIB = 1024 * 1024
 const SIZE = 8 * MIB
 
-interface Qemu {
-  readonly monitor: Monitor
-  readonly socket: string
+interface Qemu extends RealQemu {
   readonly image: string
-  /** As the guest would. @param command of qemu-io, e.g. `write 0 64k` */
-  io(command: string): Promise<void>
 }
 
 async function aQemu(t: Test, format: 'raw' | 'qcow2'): Promise<Qemu> {
@@ -34,35 +28,9 @@ async function aQemu(t: Test, format: 'raw' | 'qcow2'): Promise<Qemu> {
   t.teardown(() => rm(dir, { recursive: true, force: true }))
   const image = path.join(dir, `vda.${format}`)
   await execa('qemu-img', ['create', '-q', '-f', format, image, String(SIZE)])
-  const qmp = path.join(dir, 'monitor.sock')
-  const file = { driver: 'file', 'node-name': 'storage', filename: image }
-  const top = { driver: format, 'node-name': 'format', file: 'storage' }
-  const child = execa(
-    'qemu-system-x86_64',
-    [
-      ...['-nodefaults', '-display', 'none', '-S', '-machine', 'none', '-accel', 'tcg'],
-      ...['-qmp', `unix:${qmp},server=on,wait=off`],
-      ...['-blockdev', JSON.stringify(file), '-blockdev', JSON.stringify(top)],
-    ],
-    { reject: false },
-  )
-  t.teardown(async () => {
-    child.kill('SIGKILL')
-    await child
-  })
-  while (!isListening(qmp)) await sleep(20)
-  const monitor = await openMonitorSocket(qmp)
-  t.teardown(() => monitor[Symbol.asyncDispose]())
-  return {
-    monitor,
-    socket: socketBeside(qmp),
-    image,
-    async io(command) {
-      const line = `qemu-io format "${command}"`
-      const argument = { 'command-line': line }
-      await monitor.execute({ execute: 'human-monitor-command', arguments: argument }, z.string())
-    },
-  }
+  const qemu = await realQemu(image, format)
+  t.teardown(() => qemu[Symbol.asyncDispose]())
+  return { ...qemu, image }
 }
 
 const disk = (points: readonly string[], size = SIZE) => ({
@@ -126,11 +94,7 @@ t.test('of a qcow2 the container is recorded, as it is exported', async t => {
   await qemu.io('write -P 1 5M 1M')
   await qemu.io('flush')
   // Under an overlay libvirt has it read-only: QEMU exports no container that may still grow.
-  const format = { driver: 'qcow2', 'node-name': 'format', file: 'storage', 'read-only': true }
-  await monitor.execute(
-    { execute: 'blockdev-reopen', arguments: { options: [format] } },
-    z.unknown(),
-  )
+  await qemu.setFrozen(true)
   const size = await sizeOf(image)
   const changed = await readChanged(monitor, socket, [disk([point], size)])
   const set = changed.get('vda')?.get(point)

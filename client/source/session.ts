@@ -19,8 +19,8 @@ import { connectDisk } from './nbd.ts'
 
 /** What a disk may be at most, in bytes. */
 const MAX_DISK = 64 * 1024 ** 4
-/** A round trip that makes the measured clock offset too vague. */
-const SLOW_MS = 200
+/** A first round trip that may have been a login, too. */
+const SLOW_MS = 5
 /** How long a disk's first connection is tried for, once it was lost. */
 const GIVE_UP_MS = 60_000
 /** How long the reason of a lost connection may take to arrive. */
@@ -31,6 +31,8 @@ const REASON_MS = 5_000
 export interface Greeting {
   readonly hostId: string
   readonly epoch: number
+  /** A question's way to the source and its answer's way back, milliseconds. */
+  readonly roundTripMs: number
   /** The source's clock minus ours, milliseconds. */
   readonly clockSkewMs: number
   /** What the source can do beyond the methods of every version. */
@@ -59,15 +61,15 @@ export async function greet(
     const roundTripMs = Date.now() - sent
     return { hello, roundTripMs, clockSkewMs: Math.round(hello.clockMs - sent - roundTripMs / 2) }
   }
-  // The first answer waits for ssh to log in, which says nothing about the clocks.
+  // The first answer waits for ssh to log in, which says nothing about clocks and distance.
   const first = await ask()
-  const { hello, clockSkewMs } = first.roundTripMs > SLOW_MS ? await ask() : first
+  const { hello, roundTripMs, clockSkewMs } = first.roundTripMs > SLOW_MS ? await ask() : first
   const { protocol, version } = hello
   agree({ min: protocol, max: protocol, version }, { ...PROTOCOLS, version: VERSION })
   if (hello.role !== 'source')
     throw new Failure('UNSAFE', `source ${clone.source.name} says that its role is ${hello.role}`)
   const { hostId, epoch: sourceEpoch, features = [] } = hello
-  return { hostId, epoch: sourceEpoch, clockSkewMs, features }
+  return { hostId, epoch: sourceEpoch, roundTripMs, clockSkewMs, features }
 }
 
 export interface Wanted {

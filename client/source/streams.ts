@@ -4,7 +4,7 @@ import { toFailure } from '../../shared/failures.ts'
 import { isPassing } from './back-off.ts'
 import type { DiskConnection } from './lasting.ts'
 
-/** What one stream can carry in a round trip fills a gigabit line up to so many milliseconds: ssh2's window is 1 to 2 MiB. */
+/** What one stream can carry in a round trip fills a gigabit line up to so many milliseconds: ssh2's window is 1 to 2 MiB, TCP's more. */
 const MS_PER_STREAM = 8
 /** More add nothing: the copy has 32 chunks under way in all. */
 const MOST = 8

@@ -17,8 +17,6 @@ export interface Transport extends AsyncDisposable {
   startGate(signal: AbortSignal): Promise<Carrier>
   /** Opens an export. @throws NbdError as `connectNbd`; Failure as the gate's; the signal's reason */
   openExport(options: NbdOptions & { signal: AbortSignal }): Promise<NbdConnection>
-  /** Milliseconds to the source and back, where that limits what one stream carries; else 0. */
-  roundTripMs(): number
 }
 
 /** Connects to nothing yet. */
@@ -36,7 +34,6 @@ export function openTransport(source: NamedSource): Transport {
       bySsh
         ? openOverSsh(await ssh(), options)
         : connectNbd(nbdAddress(source), { ...options, tls: await tlsOf(source) }),
-    roundTripMs: () => (bySsh ? (pool?.roundTripMs() ?? 0) : 0),
     [Symbol.asyncDispose]: async () => pool?.[Symbol.asyncDispose](),
   }
 }

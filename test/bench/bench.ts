@@ -14,6 +14,7 @@ import { otherPrograms, ourPull, type Row, type Run } from './rows.ts'
 import { DELTA_SPACE, deltaRows } from './delta.ts'
 import { storeRows } from './store.ts'
 import * as virtnbdbackup from './virtnbdbackup.ts'
+import { FAR, farRows } from './far.ts'
 import { WAYS, waysRows } from './ways.ts'
 import {
   HALF,
@@ -36,6 +37,7 @@ const NAMES = [
   'qemu-img',
   'virtnbdbackup',
   ...WAYS,
+  ...FAR,
   'pull-64g',
   'delta',
   'store',
@@ -47,8 +49,12 @@ const ABOUT = [
   'no domain is frozen or merged. Medians; the rows take turns; files are synced and removed between runs, off the clock.',
   'Times ours above 1: slower than our whole pull. CPU and memory are those of the client, not of the server.',
   'delta: 8 GiB of random data, kept by the store as its file system allows; then two pulls of 1 % that changed.',
+  'ssh-Nms, tcp-Nms: through a proxy that carries 1 Gbit/s, delays by N ms there and back, and lets each connection have 3 MiB under way.',
   'ssh, tls, tcp: on loopback, with a real sshd, the relays and the TLS listener of the product. limit: its copy ought to take 10.24 s.',
 ]
+
+/** A gigabit a second takes its time. */
+const FAR_ROUNDS = 3
 
 const say = (line: string): void => void process.stdout.write(`${line}\n`)
 const note = (line: string): void => void process.stderr.write(`bench: ${line}\n`)
@@ -128,8 +134,12 @@ async function benchPulls(
     ourPull('pull', 'clone pull: copied, hashed, synced, read back, published', folder, served),
     ...otherPrograms(folder, served),
   ].filter(({ name }) => wanted(name))
-  if (WAYS.some(wanted))
-    rows.push(...(await waysRows(folder, served, cleanup)).filter(({ name }) => wanted(name)))
+  const far: Row[] = []
+  if ([...WAYS, ...FAR].some(wanted)) {
+    const { rows: nearRows, ways } = await waysRows(folder, served, cleanup)
+    rows.push(...nearRows.filter(({ name }) => wanted(name)))
+    if (FAR.some(wanted)) far.push(...(await farRows(folder, served, ways, cleanup)))
+  }
   if (wanted(virtnbdbackup.NAME)) {
     note('making the lab for virtnbdbackup')
     const row = await virtnbdbackup.virtnbdbackupRow(folder, image, cleanup, signal)
@@ -143,7 +153,11 @@ async function benchPulls(
       })
   }
   await warm(image, signal)
-  for (const result of await takeTurns(rows, served, signal)) results.set(result.name, result)
+  for (const result of await takeTurns(rows, served, signal, rounds))
+    results.set(result.name, result)
+  const wantedFar = far.filter(({ name }) => wanted(name))
+  for (const result of await takeTurns(wantedFar, served, signal, FAR_ROUNDS))
+    results.set(result.name, result)
   if (wanted('pull-64g')) {
     note('making the 64 GiB image')
     const wide = await pullWide(folder, cleanup, signal)
@@ -175,6 +189,7 @@ async function takeTurns(
   rows: readonly Row[],
   { image }: Served,
   signal: AbortSignal,
+  rounds: number,
 ): Promise<Result[]> {
   const runs = new Map<Row, Run[]>(rows.map(row => [row, []]))
   for (let round = 0; round < rounds; round++)

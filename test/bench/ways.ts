@@ -18,8 +18,26 @@ export const WAYS = ['ssh', 'ssh-dd', 'tls', 'nbdcopy-tls', 'tcp', 'limit'] as c
 /** Of the limited pull: the whole image takes a little over ten seconds. */
 const LIMIT = '400MiB/s'
 
+/** Where the servers of the rows are. */
+export interface Ways {
+  readonly ssh: {
+    readonly port: number
+    readonly hostKey: string
+    /** Of the key and known_hosts. */
+    readonly dir: string
+    /** Lines of known_hosts. */
+    readonly known: readonly string[]
+  }
+  /** The port of nbd-server. */
+  readonly tcp: number
+}
+
 /** Everything on loopback, and gone with the cleanup. */
-export async function waysRows(folder: string, served: Served, cleanup: Cleanup): Promise<Row[]> {
+export async function waysRows(
+  folder: string,
+  served: Served,
+  cleanup: Cleanup,
+): Promise<{ rows: Row[]; ways: Ways }> {
   const owner = {
     teardown(step: () => unknown): void {
       cleanup.defer(async () => {
@@ -92,7 +110,8 @@ export async function waysRows(folder: string, served: Served, cleanup: Cleanup)
     ),
     ourPull('limit', `clone pull --limit-rate ${LIMIT}`, folder, served, ['--limit-rate', LIMIT]),
   )
-  return rows
+  const { port } = sshd
+  return { rows, ways: { ssh: { port, hostKey: sshd.hostKey(), dir, known: names }, tcp } }
 }
 
 /** nbd-server by tcp, one process per connection, as the product runs it. @returns the port */

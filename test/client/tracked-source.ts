@@ -9,7 +9,7 @@ import { cloneConfig, loadConfig } from '../../client/config/effective.ts'
 import { pull } from '../../client/pull.ts'
 import type { Pulled, PullOptions } from '../../client/pulled.ts'
 import { layoutOf } from '../../client/store/layout.ts'
-import { readState, type State } from '../../client/store/state.ts'
+import { readState, writeState, type State } from '../../client/store/state.ts'
 import { CHUNK_SIZE } from '../../shared/chunks.ts'
 import { GRAIN, grainSet, type GrainSet } from '../../shared/grain-set.ts'
 import { fakeSource, type FakeSource } from './fake-source.ts'
@@ -26,6 +26,8 @@ export interface Tracked extends FakeSource {
   /** Pulls, and checks that the clone is the disk. */
   pull(options?: Partial<PullOptions>): Promise<Pulled>
   state(): Promise<State>
+  /** As after `--trust-tracking`. */
+  trust(): Promise<void>
   write(offset: number, bytes: Buffer): Promise<void>
 }
 
@@ -70,10 +72,15 @@ export async function tracked(
     const now = await readFile(file)
     return answer(differences(Buffer.alloc(now.length), now), at)
   }
+  const layout = () => layoutOf(path.join(source.store, 'mydomain'))
   const self: Tracked = Object.assign(source, {
     says: undefined as GrainSet | undefined,
     restart: () => points.clear(),
-    state: () => readState(layoutOf(path.join(source.store, 'mydomain'))),
+    state: () => readState(layout()),
+    async trust() {
+      const { distrusted, ...trusting } = await readState(layout())
+      if (distrusted) await writeState(layout(), trusting)
+    },
     async pull(options = {}) {
       const clone = cloneConfig(loadConfig(source.configFile), 'mydomain')
       const { signal } = new AbortController()

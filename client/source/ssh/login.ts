@@ -41,8 +41,6 @@ const ALGORITHMS = {
 export interface SshConnection {
   readonly hop: Hop
   readonly client: Client
-  /** Milliseconds to the host and back, while nothing else was under way. */
-  readonly roundTripMs: number
   /** Holds a channel to what it is allowed (`Watch`). */
   follow(channel: ClientChannel): void
   /** Why it is lost; undefined while it is not. */
@@ -77,7 +75,7 @@ export async function logIn(
   const { through, alive, signal } = login
   const known = await knownKeys(hop, signal)
   signal.throwIfAborted()
-  const { socket, roundTripMs } = await openSocket(hop, through, signal)
+  const socket = await openSocket(hop, through, signal)
   const client = new ssh2.Client()
   let lost: Failure | undefined
   let ended = false
@@ -124,7 +122,6 @@ export async function logIn(
   return {
     hop,
     client,
-    roundTripMs: roundTripMs(),
     follow: channel => watching.follow(channel),
     loss: () => lost,
     onEnd,

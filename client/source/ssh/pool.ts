@@ -11,8 +11,11 @@ import { logIn, type SshConnection } from './login.ts'
 import { sshHops, type Hop } from './settings.ts'
 import type { Alive } from './watch.ts'
 
-/** sshd takes ten by default (MaxSessions); a channel that we closed may count a moment longer there. */
-const CHANNELS = 8
+/**
+ * Commands on one connection. sshd takes ten by default (MaxSessions), but what TCP lets one connection have under way is no more
+ * than a few streams need on a long line.
+ */
+const CHANNELS = 3
 /**
  * When a host is taken for gone: a gate must be back before its lease lapses after 30 s, disks before their session has
  * moved nothing for 60 s. On a slow line the disks' may be quiet for longer while all is well.
@@ -28,8 +31,6 @@ export interface SshPool extends AsyncDisposable {
    * @throws Failure as logIn; SOURCE_REFUSED; the signal's reason
    */
   exec(command: string, signal: AbortSignal): Promise<RemoteCommand>
-  /** Milliseconds to the source and back, the shortest of all connections so far; 0 before there is one. */
-  roundTripMs(): number
 }
 
 /** One connection with the hops that it goes through. */
@@ -54,7 +55,6 @@ export function sshPool(source: NamedSource, alive = ALIVE): SshPool {
   const unlocked: Unlocked = new Map()
   const asked = agents()
   let hops: Promise<Hop[]> | undefined
-  let roundTripMs = Infinity
 
   async function openRoute(kind: string): Promise<Route> {
     const way = await (hops ??= sshHops(source, closed.signal))
@@ -67,7 +67,6 @@ export function sshPool(source: NamedSource, alive = ALIVE): SshPool {
         connection = next
       }
       if (!connection) throw new Failure('INTERNAL', 'there is no way to the source')
-      roundTripMs = Math.min(roundTripMs, connection.roundTripMs)
       return { connection, [Symbol.asyncDispose]: () => cleanup[Symbol.asyncDispose]() }
     } catch (error) {
       await cleanup[Symbol.asyncDispose]()
@@ -149,7 +148,6 @@ export function sshPool(source: NamedSource, alive = ALIVE): SshPool {
         }
       }
     },
-    roundTripMs: () => (Number.isFinite(roundTripMs) ? roundTripMs : 0),
     async [Symbol.asyncDispose]() {
       closed.abort(new Failure('INTERNAL', 'the connections were closed'))
       asked.close()

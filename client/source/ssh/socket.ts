@@ -12,25 +12,18 @@ import type { Hop } from './settings.ts'
 const CONNECT_MS = 20_000
 
 /**
- * @returns also how long it took to be there and back, once it is connected
  * @throws Failure SOURCE_UNREACHABLE when the host before does not get through; the signal's reason
  */
 export async function openSocket(
   hop: Hop,
   through: SshConnection | undefined,
   signal: AbortSignal,
-): Promise<{ socket: Duplex; roundTripMs: () => number }> {
-  let began = performance.now()
-  let took = 0
+): Promise<Duplex> {
   if (!through) {
     const { host, port, family } = hop
-    const socket = connectSocket({ host, port, family, noDelay: true })
-    // Not the name's look-up, and not an address that did not answer.
-    socket.on('connectionAttempt', () => (began = performance.now()))
-    socket.once('connect', () => (took = performance.now() - began))
-    return { socket, roundTripMs: () => took }
+    return connectSocket({ host, port, family, noDelay: true })
   }
-  const socket = await new Promise<Duplex>((resolve, reject) => {
+  return new Promise<Duplex>((resolve, reject) => {
     const settle = (): void => {
       clearTimeout(late)
       signal.removeEventListener('abort', stop)
@@ -60,6 +53,4 @@ export async function openSocket(
       fail(through.loss()?.message ?? String(error))
     }
   })
-  took = performance.now() - began
-  return { socket, roundTripMs: () => took }
 }
