@@ -12,6 +12,8 @@ import { runGroup } from './measure.ts'
 import { describeMachine, resultOf, table, type Result } from './report.ts'
 import { otherPrograms, ourPull, type Row, type Run } from './rows.ts'
 import { DELTA_SPACE, deltaRows } from './delta.ts'
+import { LEVEL_NAMES, LEVELS_SPACE, levels } from './levels.ts'
+import { resumed, tebibyte } from './single.ts'
 import { storeRows } from './store.ts'
 import * as virtnbdbackup from './virtnbdbackup.ts'
 import { FAR, farRows } from './far.ts'
@@ -38,7 +40,10 @@ const NAMES = [
   'virtnbdbackup',
   ...WAYS,
   ...FAR,
+  'resumed',
   'pull-64g',
+  'pull-1t',
+  ...LEVEL_NAMES,
   'delta',
   'store',
 ]
@@ -99,7 +104,8 @@ try {
 async function bench(signal: AbortSignal): Promise<string[]> {
   await using cleanup = new Cleanup()
   const onlyStore = NAMES.every(name => wanted(name) === (name === 'store'))
-  const space = wanted('delta') ? SPACE + DELTA_SPACE : SPACE
+  const space =
+    SPACE + (wanted('delta') ? DELTA_SPACE : LEVEL_NAMES.some(wanted) ? LEVELS_SPACE : 0)
   const folder = await makeFolder(options.dir, cleanup, onlyStore ? STORE_SPACE : space)
   const machine = await describeMachine(folder)
   for (const line of machine) say(line)
@@ -164,6 +170,13 @@ async function benchPulls(
     results.set(wide.name, wide)
   }
 
+  if (wanted('resumed'))
+    results.set('resumed', await resumed(folder, served, Math.min(rounds, 3), signal))
+  if (wanted('pull-1t'))
+    for (const result of await tebibyte(folder, cleanup, signal)) results.set(result.name, result)
+  for await (const level of levels(folder, wanted, cleanup, signal))
+    for (const result of await takeTurns(level.rows, level.served, signal, Math.min(rounds, 5)))
+      results.set(result.name, { ...result, otherImage: true })
   const deltas = wanted('delta') ? await deltaRows(folder, rounds, cleanup, signal) : []
   const sorted = [...NAMES.map(name => results.get(name)), ...deltas].filter(
     one => one !== undefined,

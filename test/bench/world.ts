@@ -40,6 +40,8 @@ export interface Served {
   readonly uri: string
   /** Configuration for `clone pull mydomain`. */
   readonly config: string
+  /** What is in it. */
+  readonly configText: string
   /** Where that puts its clones. */
   readonly store: string
   /** What the gate answers. */
@@ -144,12 +146,12 @@ export async function serve(folder: string, image: string, cleanup: Cleanup): Pr
   const standby = path.join(folder, `${name}.yaml`)
   const store = path.join(folder, `${name}.store`)
   const gateCommand = loadConfig(source.configFile).sources['alpha']?.gateCommand ?? []
-  await writeFile(
-    standby,
+  const configText =
     `store: ${store}\n` +
-      `sources: { bench: { transport: unix, socket: ${socket}, gateCommand: ${JSON.stringify(gateCommand)} } }\n` +
-      `domains: { mydomain: { source: bench } }\n`,
-  )
+    `sources: { bench: { transport: unix, socket: ${socket}, gateCommand: ${JSON.stringify(gateCommand)} } }\n` +
+    `domains: { mydomain: { source: bench } }\n`
+  await writeFile(standby, configText)
   const uri = `nbd+unix:///disk?socket=${socket}`
-  return { image, uri, config: standby, store, handlers, gateCommand, serverConfig: config }
+  const ours = { config: standby, configText, store, handlers, gateCommand }
+  return { image, uri, serverConfig: config, ...ours }
 }

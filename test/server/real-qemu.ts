@@ -37,10 +37,8 @@ export async function realQemu(image: string, format: 'raw' | 'qcow2'): Promise<
     ],
     { reject: false },
   )
-  let isOver = false
-  void child.then(() => (isOver = true))
   while (!isListening(qmp)) {
-    if (isOver) throw new Error(`QEMU did not start: ${(await child).stderr}`)
+    if (child.exitCode !== null) throw new Error(`QEMU did not start: ${(await child).stderr}`)
     await sleep(20)
   }
   const monitor = await openMonitorSocket(qmp)
