@@ -78,8 +78,9 @@ async function graphFaults(world: World, wanted: DomainState): Promise<string[]>
       return !chains.some(chain => chain.join() === wanted.join())
     })
     .map(([target]) => `QEMU: ${target} is not on its base alone`)
+  const readers = (await monitor.readers()).map(name => `QEMU still has ${name}`)
   const overlays = (await monitor.files()).filter(file => file.includes('.nbd-clone.'))
-  return [...wrong, ...new Set(overlays.map(file => `QEMU has ${file} open`))]
+  return [...wrong, ...readers, ...new Set(overlays.map(file => `QEMU has ${file} open`))]
 }
 
 /** Everything else, of a domain that is settled. The guest is running afterwards. */

@@ -72,6 +72,7 @@ const SAMPLE = [
   'kill-client-thaw-after',
   'kill-virsh-merge-after',
   'kill-serve-pivot-after',
+  'kill-serve-bitmap',
 ]
 
 function row(place: string, step: string, victim: Killed, run: InLab['run']): Scenario {
@@ -156,4 +157,19 @@ const together: readonly Scenario[] = [
   })),
 ]
 
-export const KILLS: readonly Scenario[] = [...withoutCall, ...atCalls, ...secondDisk, ...together]
+/** QEMU has an export of a bitmap, and nobody who removes it. */
+const whileReading = (['serve', 'nbd-server', 'client', 'virsh'] as const).map(victim =>
+  row('bitmap', 'frozen, reading a bitmap', victim, async world => {
+    // There is one to be read only after a pull.
+    await world.pull().result
+    return killAt(world, 'after', 'frozen *block-export-add*', victim, true)
+  }),
+)
+
+export const KILLS: readonly Scenario[] = [
+  ...withoutCall,
+  ...atCalls,
+  ...whileReading,
+  ...secondDisk,
+  ...together,
+]

@@ -29,6 +29,7 @@ const image: z.ZodType<Image> = z.object({
 })
 const blocks = z.array(z.object({ inserted: z.object({ image }).optional() }))
 const nodes = z.array(z.object({ file: z.string() }))
+const exports = z.array(z.object({ id: z.string() }))
 
 /** The domain's definition with the second monitor in it. */
 export function withSecondMonitor(xml: string): string {
@@ -109,6 +110,13 @@ export class Monitor implements Disposable {
     if (!answer) throw new Error(`QEMU did not answer ${execute}`)
     if (answer.error) throw new Error(`QEMU ${execute}: ${answer.error.desc}`)
     return answer.return
+  }
+
+  /** What of ours reads bitmaps: exports, and copies of bitmaps for them. */
+  async readers(): Promise<string[]> {
+    const ids = exports.parse(await this.ask('query-block-exports')).map(({ id }) => id)
+    const text = JSON.stringify(await this.ask('query-named-block-nodes'))
+    return [...ids, ...new Set(text.match(/nbd-clone-read-[\w-]+/g))]
   }
 
   /** The images of every disk, the one that takes the guest's writes first. */
