@@ -65,7 +65,7 @@ export function newAttempt(): Attempt {
 export function retriesOf(attempt: Attempt, log: Log): OnRetry {
   return retry => {
     attempt.reconnects++
-    log.info({ session: attempt.session, ...retry }, 'connection lost, trying to get it back')
+    log.warn({ session: attempt.session, ...retry }, 'connection lost, trying to get it back')
   }
 }
 
