@@ -467,6 +467,48 @@ t.test('more commands than a connection takes make another one', { skip }, async
   }
 })
 
+t.test('what can be compressed is, when the ssh configuration says so', { skip }, async t => {
+  const dir = sshFolder(t)
+  const length = 8 * 1024 * 1024
+  const sshd = await startSshd(t, dir, {
+    allow: forcedCommand(dir, 'forced', `head -c ${length} /dev/zero`),
+  })
+  let carried = 0
+  const line = createServer(near => {
+    const far = connect(sshd.port, '127.0.0.1')
+    far.on('data', (bytes: Buffer) => (carried += bytes.length))
+    far.pipe(near).pipe(far)
+    for (const socket of [near, far]) socket.on('error', () => undefined)
+  })
+  line.listen(0, '127.0.0.1')
+  await once(line, 'listening')
+  t.teardown(() => line.close())
+  const { port } = line.address() as AddressInfo
+  knowHosts(dir, `[127.0.0.1]:${port} ${sshd.hostKey()}`)
+  for (const [compression, least, most] of [
+    ['yes', 0, length / 20],
+    ['no', length, 2 * length],
+  ] as const) {
+    carried = 0
+    await using pool = sshPool(
+      sourceAt(
+        { port },
+        {
+          identity: path.join(dir, 'id'),
+          knownHosts: path.join(dir, 'known_hosts'),
+          options: [`Compression=${compression}`],
+        },
+      ),
+    )
+    const remote = await pool.exec('nbd x', never)
+    remote.input.end()
+    let got = 0
+    for await (const bytes of remote.output) got += (bytes as Buffer).length
+    t.equal(got, length)
+    t.ok(carried > least && carried < most, `${compression}: ${carried} bytes`)
+  }
+})
+
 t.test('who takes what comes slowly gets all of it', { skip }, async t => {
   const dir = sshFolder(t)
   const length = 24 * 1024 * 1024

@@ -34,6 +34,7 @@ export function serveGate(
   const log = source.log.child({ client, peer: visitor.peer })
 
   const kept = new Set<Lease>()
+  let cloneName: string | undefined
   const gone = new AbortController()
   setMaxListeners(0, gone.signal)
   connection.onClose(() => {
@@ -85,7 +86,8 @@ export function serveGate(
         log.warn({ reason: toFailure(error).message }, 'gate refused')
         throw error
       })
-      log.info({ version, clone: clone?.name }, 'hello')
+      cloneName = clone?.name
+      log.info({ version, clone: cloneName }, 'hello')
       return {
         protocol: agreed,
         version: VERSION,
@@ -154,7 +156,9 @@ export function serveGate(
         { domain, recoveryPoint },
         'acknowledged: the client holds this recovery point, verified',
       )
-      await acknowledged(source, domain, client, recoveryPoint)
+      // A client may have several clones of one domain, each at its own recovery point.
+      const holder = cloneName === undefined ? client : `${client}/${cloneName}`
+      await acknowledged(source, domain, holder, recoveryPoint)
       return {}
     },
     async outcome({ token, waitMs }) {

@@ -24,10 +24,10 @@ export async function readLedger(directory: string, domain: string): Promise<Ack
 export async function acknowledgedBy(
   directory: string,
   domain: string,
-  client: string,
+  holder: string,
   point: string,
 ): Promise<Acknowledged> {
-  const ledger = { ...(await readLedger(directory, domain)), [client]: point }
+  const ledger = { ...(await readLedger(directory, domain)), [holder]: point }
   await mkdir(directory, { recursive: true, mode: 0o700 })
   await writeDurably(fileOf(directory, domain), `${JSON.stringify(ledger, undefined, 2)}\n`, 0o600)
   return ledger

@@ -98,16 +98,16 @@ async function forget(
   )
 }
 
-/** A client holds a recovery point, verified: what nobody needs any more goes. Never rejects. */
+/** A clone holds a recovery point, verified: what nobody needs any more goes. Never rejects. @param holder names that clone */
 export async function acknowledged(
   source: Source,
   domain: string,
-  client: string,
+  holder: string,
   point: string,
 ): Promise<void> {
   const { log, paths, virsh } = source
   try {
-    const ledger = await acknowledgedBy(paths.tracking, domain, client, point)
+    const ledger = await acknowledgedBy(paths.tracking, domain, holder, point)
     const monitor = virsh.monitor(domain)
     const nodes = await readStorageNodes(monitor)
     const points = [...new Set(nodes.flatMap(node => [...node.points.keys()]))]

@@ -35,7 +35,6 @@ const ALGORITHMS = {
     ...(['hmac-sha2-256-etm@openssh.com', 'hmac-sha2-512-etm@openssh.com'] as const),
     ...(['hmac-sha2-256', 'hmac-sha2-512'] as const),
   ],
-  compress: ['none'],
 } satisfies Algorithms
 
 export interface SshConnection {
@@ -200,7 +199,10 @@ function proveBoth(
       keepaliveInterval: alive.askMs,
       // ssh2 only asks: it counts no byte but an answer as a sign of life.
       keepaliveCountMax: Infinity,
-      algorithms: { ...ALGORITHMS, serverHostKey: hostKeyAlgorithms(hop, known) },
+      algorithms: {
+        ...{ ...ALGORITHMS, serverHostKey: hostKeyAlgorithms(hop, known) },
+        compress: hop.compresses ? ['zlib@openssh.com', 'none'] : ['none'],
+      },
       hostVerifier: (blob: Buffer, verify: (good: boolean) => void): void => {
         // Keys are exchanged again now and then.
         const again = blob.toString('base64') === accepted

@@ -30,6 +30,8 @@ export interface Hop {
   readonly hostKeyName: string
   /** known_hosts files; a new key goes into the first one. */
   readonly knownHosts: readonly string[]
+  /** Whether what can be compressed is: worth it on lines that are slower than a core compresses. */
+  readonly compresses: boolean
   /** Whether names are hashed when they are written there. */
   readonly hashNames: boolean
   /** The only host key that is accepted, `SHA256:...`. */
@@ -164,6 +166,7 @@ function hopOf(name: string, options: Options, ours: string | undefined): Hop {
       ours === undefined
         ? [...files('userknownhostsfile'), ...files('globalknownhostsfile')]
         : [ours],
+    compresses: last(options, 'compression') === 'yes',
     hashNames: last(options, 'hashknownhosts') === 'yes',
     pinned: undefined,
     pinnable: false,
