@@ -78,7 +78,7 @@ const options = await yargs(hideBin(process.argv))
   .option('dir', {
     type: 'string',
     default: '/var/tmp',
-    description: 'where the images go: the file system that is measured; wants 29 GiB',
+    description: 'where the images go: the file system that is measured; wants 38 GiB',
   })
   .strict()
   .help()
@@ -182,7 +182,10 @@ async function benchPulls(
     one => one !== undefined,
   )
   const commands = sorted
-    .filter(({ command, name }) => command !== undefined && !/^delta-[rs]/.test(name))
+    .filter(
+      ({ command, name }) =>
+        command !== undefined && !/^delta-(run|scattered)(-nbdcopy)?$/.test(name),
+    )
     .map(({ name, command }) => `  ${name.padEnd(18)} ${command ?? ''}`)
   const report = [
     table(sorted, results.get('pull')),

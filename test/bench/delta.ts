@@ -1,20 +1,20 @@
 // The rows about changes: a dense disk of 8 GiB, of which 1 % changes, in one run or scattered. The gate of the tests says what
-// changed, as the product's says what QEMU recorded.
+// changed, as the product's says what QEMU recorded. Beside each, rsync brings a copy of its own up to date, and nbdcopy copies all.
 
 import { randomBytes, randomFillSync } from 'node:crypto'
-import { open } from 'node:fs/promises'
+import { open, rm } from 'node:fs/promises'
 import path from 'node:path'
 import type { Cleanup } from '../../shared/cleanup.ts'
 import { GRAIN, grainSet, type GrainSet } from '../../shared/grain-set.ts'
-import { runGroup } from './measure.ts'
+import { measure, runGroup } from './measure.ts'
 import { resultOf, type Result } from './report.ts'
-import { ourPull, type Run } from './rows.ts'
-import { makeImage, serve, type Shape } from './world.ts'
+import { ourPull, type Row, type Run } from './rows.ts'
+import { makeImage, serve, type Served, type Shape } from './world.ts'
 
 const GIB = 1024 ** 3
 const DENSE: Shape = { size: 8 * GIB, data: 8 * GIB, every: 8 * GIB }
-/** The image and its clone. */
-export const DELTA_SPACE = 17 * GIB
+/** The image, its clone, and the other programs' copy. */
+export const DELTA_SPACE = 26 * GIB
 /** Grains in 1 % of it. */
 const GRAINS = Math.round(DENSE.size / GRAIN / 100)
 
@@ -63,6 +63,9 @@ export async function deltaRows(
     }
   }
   const runs = new Map<Name, Run[]>()
+  const peers = peerRows(folder, served)
+  const peerRuns = new Map<string, Run[]>()
+  for (const peer of peers.slice(0, 1)) await runGroup(['cp', image, peer.copy ?? ''], signal)
   const read = new Map<Name, number>()
   const row = ourPull('delta', '', folder, served)
   for (let round = 0; round < rounds; round++) {
@@ -74,13 +77,51 @@ export async function deltaRows(
       if (round === 0) await runGroup(['cmp', image, row.copy ?? ''], signal)
       runs.set(name, [...(runs.get(name) ?? []), run])
       read.set(name, run.bytesRead ?? 0)
+      for (const peer of peers) {
+        const key = `${name}-${peer.name}`
+        if (name === 'delta-full') continue
+        await runGroup(['sync'], signal)
+        peerRuns.set(key, [...(peerRuns.get(key) ?? []), await peer.run(signal)])
+        if (round === 0) await runGroup(['cmp', image, peer.copy ?? ''], signal)
+      }
     }
   }
   await row.clear()
-  return (Object.keys(WHERE) as Name[]).map(name => {
+  for (const peer of peers) await peer.clear()
+  const others = peers.flatMap(peer =>
+    (['delta-run', 'delta-scattered'] as const).map(name => {
+      const key = `${name}-${peer.name}`
+      return resultOf(
+        { ...peer, name: key, title: `${WHERE[name]}: ${peer.title}` },
+        peerRuns.get(key) ?? [],
+      )
+    }),
+  )
+  const ours = (Object.keys(WHERE) as Name[]).map(name => {
     const bytes = read.get(name) ?? 0
     const of = name === 'delta-full' ? DENSE.size : changed.bytes()
     const title = `${WHERE[name]}: read ${(bytes / of).toFixed(2)} of it`
     return resultOf({ ...row, name, title }, runs.get(name) ?? [])
   })
+  return [...ours, ...others]
+}
+
+/** What reads both sides, and what reads everything. */
+function peerRows(folder: string, { uri, image }: Served): Row[] {
+  const copy = path.join(folder, 'peer.raw')
+  const row = (name: string, title: string, command: string): Row => ({
+    ...{ name, title, command, copy },
+    run: signal => measure(['sh', '-ec', command, 'sh', uri, copy, image], folder, signal),
+    clear: () => rm(copy, { force: true }),
+  })
+  // Two processes, as with ssh, but without its cost: the "remote shell" runs what comes after the host's name.
+  const rsh = `printf '#!/bin/sh\\nshift\\nexec "$@"\\n' >"$2.rsh"; chmod +x "$2.rsh"`
+  return [
+    row(
+      'rsync',
+      'rsync --inplace, not through ssh',
+      `${rsh}; rsync -e "$2.rsh" --inplace --no-whole-file far:"$3" "$2"; rm "$2.rsh"`,
+    ),
+    row('nbdcopy', 'nbdcopy of all', 'nbdcopy --connections=1 "$1" "$2"'),
+  ]
 }

@@ -32,6 +32,7 @@ const PROGRAMS: readonly (readonly string[])[] = [
   ['sha256sum', '--version'],
   ['openssl', 'version'],
   ['virtnbdbackup', '--version'],
+  ['rsync', '--version'],
 ]
 
 export async function describeMachine(folder: string): Promise<string[]> {
