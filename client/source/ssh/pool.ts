@@ -119,12 +119,18 @@ export function sshPool(source: NamedSource, alive = ALIVE): SshPool {
 
   return {
     async exec(command, signal) {
-      for (;;) {
+      for (let lost = 0; ;) {
         closed.signal.throwIfAborted()
         signal.throwIfAborted()
         const member = takePlace(command.split(' ', 1)[0] ?? '')
         try {
           const { connection } = await orAborted(member.route, signal)
+          // Known to be lost a moment before it is over; another one, lost as soon, is told.
+          if (connection.loss() !== undefined && lost++ === 0) {
+            member.most = 0
+            member.used--
+            continue
+          }
           const starting = startCommand(connection, command)
           // Nobody waits for it any more: it is ended when it comes.
           const started = await orAborted(starting, signal).catch((error: unknown) => {
