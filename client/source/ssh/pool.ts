@@ -125,13 +125,11 @@ export function sshPool(source: NamedSource, alive = ALIVE): SshPool {
         const member = takePlace(command.split(' ', 1)[0] ?? '')
         try {
           const { connection } = await orAborted(member.route, signal)
-          // Known to be lost a moment before it is over; another one, lost as soon, is told.
-          if (connection.loss() !== undefined && lost++ === 0) {
-            member.most = 0
-            member.used--
-            continue
-          }
-          const starting = startCommand(connection, command)
+          const starting = startCommand(connection, command).catch((error: unknown) => {
+            // Whoever asks next is not to be sent there, although its end is not known yet.
+            if (connection.loss() !== undefined) member.most = 0
+            throw error
+          })
           // Nobody waits for it any more: it is ended when it comes.
           const started = await orAborted(starting, signal).catch((error: unknown) => {
             starting.then(
@@ -144,6 +142,8 @@ export function sshPool(source: NamedSource, alive = ALIVE): SshPool {
           return started
         } catch (error) {
           member.used--
+          // Lost before it had begun; another connection that is lost as soon is told.
+          if (member.most === 0 && lost++ === 0) continue
           if (!(error instanceof NoMoreChannels)) throw error
           if (member.used === 0)
             throw new Failure(
