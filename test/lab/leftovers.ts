@@ -100,17 +100,18 @@ async function labLoops(path = BIG): Promise<Loop[]> {
   const { stdout } = await execa('losetup', ['--list', '--json', '--output', columns])
   if (stdout.trim() === '') return []
   const all = (JSON.parse(stdout) as { loopdevices: LoopRow[] }).loopdevices
-  const ours = all.filter(row => `${row['back-file']}/`.startsWith(`${path}/`))
+  const ours = all.filter(row => `${row['back-file'] ?? ''}/`.startsWith(`${path}/`))
   const numbers = ours.map(row => row['maj:min'].trim())
-  const nested = all.filter(row => numbers.includes(row['back-maj:min'].trim()))
-  return [...nested, ...ours].map(row => ({ name: row.name, file: row['back-file'] }))
+  const nested = all.filter(row => numbers.includes(row['back-maj:min']?.trim() ?? ''))
+  return [...nested, ...ours].map(row => ({ name: row.name, file: row['back-file'] ?? '' }))
 }
 
 interface LoopRow {
   readonly name: string
   readonly 'maj:min': string
-  readonly 'back-maj:min': string
-  readonly 'back-file': string
+  /** Null when the file system that the file was on has gone. */
+  readonly 'back-maj:min': string | null
+  readonly 'back-file': string | null
 }
 
 async function exists(path: string): Promise<boolean> {

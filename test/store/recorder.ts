@@ -4,7 +4,7 @@
 import { execa } from 'execa'
 import { once } from 'node:events'
 import { existsSync } from 'node:fs'
-import { mkdir, mkdtemp, rm, truncate, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, open, rm, truncate, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
@@ -79,6 +79,9 @@ export async function record(type: FileSystem, kept = true): Promise<Recorder> {
   await untilThere(file)
   // Past the page cache of `file`, which would give what the disk does not give any more.
   const { stdout: loop } = await run('losetup', '--find', '--show', '--direct-io=on', file)
+  // Detached already, it goes when nobody has it open any more, also when this process is killed.
+  const held = await open(loop, 'r')
+  await run('losetup', '--detach', loop)
   const mount = () => run('mount', loop, mounted)
   await mount()
 
@@ -99,7 +102,7 @@ export async function record(type: FileSystem, kept = true): Promise<Recorder> {
     async [Symbol.asyncDispose]() {
       fail('nothing')
       await run('umount', '--lazy', mounted)
-      await run('losetup', '--detach', loop)
+      await held.close()
       await run('umount', '--lazy', fuse)
       await nbdfuse
       await worker.terminate()
