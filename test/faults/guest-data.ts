@@ -18,8 +18,10 @@ export interface Synced {
 }
 export const NOTHING: Synced = { vda: 0, vdb: 0, marks: [] }
 
+// The last record before the sync: one that the guest writes meanwhile may not be synced yet.
 const MARK = `for disk in a b; do
-  echo "$1" >>/data/$disk/marks; sync -f /data/$disk/marks; tail -n 1 /data/$disk/records
+  last=$(tail -n 1 /data/$disk/records)
+  echo "$1" >>/data/$disk/marks; sync -f /data/$disk/marks; echo "$last"
 done`
 
 /** Has the guest write a new mark to both disks. */
