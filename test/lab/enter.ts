@@ -72,9 +72,12 @@ export class HostProcess implements AsyncDisposable {
   get pid(): number | undefined {
     const ours = namespaceInode('/proc/self/ns/pid')
     // What we started waits outside; its child is the command, and is in the host's PID namespace.
-    return listProcesses().find(
-      each => each.parent === this.#pid && namespaceInode(`/proc/${each.pid}/ns/pid`) !== ours,
-    )?.pid
+    return listProcesses().find(({ pid, parent }) => {
+      if (parent !== this.#pid) return false
+      // A child of enter.sh that ends while we look has none.
+      const namespace = namespaceInode(`/proc/${pid}/ns/pid`)
+      return namespace !== undefined && namespace !== ours
+    })?.pid
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -124,8 +124,8 @@ async function agent<T>(execute: string, args: object): Promise<T> {
   const command = ['virsh', '-q', 'qemu-agent-command', DOMAIN, message]
   const end = Date.now() + FROZEN_MS
   let result = await inHost('source', command, { reject: false })
-  // A session may just be freezing it; a guest that stays frozen is a failure all the same.
-  while (/in frozen state/.test(result.stderr) && Date.now() < end)
+  // A session may just be freezing it, or libvirt just looking at its channel again; a guest that stays so is a failure.
+  while (/in frozen state|agent is not connected/.test(result.stderr) && Date.now() < end)
     result = await inHost('source', command, { reject: false })
   if (result.exitCode !== 0)
     throw new Failure('INTERNAL', `the guest agent did not run ${execute}: ${result.stderr.trim()}`)

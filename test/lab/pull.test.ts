@@ -126,14 +126,14 @@ t.test('a standby', async t => {
   }
 
   /** A pull that stands in the middle of its copy, until its brake is released. */
-  async function heldPull(): Promise<HeldPull> {
+  async function heldPull(MiB = 12): Promise<HeldPull> {
     // More than the brake lets pass: a later pull reads only what differs.
     await lab.guest([
       'dd',
       'if=/dev/urandom',
       'of=/data/a/fill',
       'bs=1M',
-      'count=12',
+      `count=${MiB}`,
       'conv=notrunc',
     ])
     await lab.guest(['sync'])
@@ -344,15 +344,13 @@ t.test('a standby', async t => {
 
   t.test('a pull goes on when its connections are killed under it', LAPSE, async t => {
     for (const kill of [
-      async () => {
-        const all = serve.log().flatMap(({ msg, pid }) => (msg === 'connection' ? [pid] : []))
-        await lab.source(['kill', '-KILL', ...all.slice(-2).map(String)])
-      },
+      () => lab.source(['pkill', '-KILL', '-x', 'nbd-server']),
       // The gate's ssh: nobody else is logged in there.
       () => lab.source(['pkill', '-KILL', '-f', '^sshd: root@notty']),
     ]) {
       const before = (await clone(lab, 'list', 'mydomain')).json as { generations: object[] }
-      await using held = await heldPull()
+      // More than the sockets on the way can hold, so that something is lost.
+      await using held = await heldPull(32)
       await kill()
       held.release()
       const { exitCode, stderr } = await held.child.result
