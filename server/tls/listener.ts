@@ -21,8 +21,10 @@ export interface TlsListener {
 const MAX_UNKNOWN = 16
 /** Connections in all, those included that wait for their turn. */
 const MAX_CONNECTIONS = 64
-/** So long a client may wait for its turn, and then so long until serve admits it. */
+/** So long until serve admits a client whose turn it is. */
 const ADMISSION_MS = 10_000
+/** So long a client may wait for its turn: longer than those before it may take, so that it comes, and the process ends. */
+const TURN_MS = 15_000
 /** As for plain TCP: quiet for so long, the kernel asks whether the peer is there. */
 const KEEPALIVE_MS = 10_000
 
@@ -63,7 +65,7 @@ export async function listenTls(
         1,
       )
       socket.destroy()
-    }, ADMISSION_MS)
+    }, TURN_MS)
     waiting.push({ socket, peer, late })
     startNext()
   }
