@@ -143,11 +143,11 @@ t.test(
 )
 
 t.test('serve warns of what ends within a month, when it starts', async t => {
-  const { files, tls } = await made(t, 10)
-  const said = async (): Promise<string[]> => {
+  const { dir, files, tls } = await made(t, 10)
+  const said = async (crl: string = tls.crl): Promise<string[]> => {
     const lines: string[] = []
     const write = (line: string): void => void lines.push(line)
-    const stop = await watchEnds(files, pino({ level: 'warn' }, { write }))
+    const stop = await watchEnds({ ...files, crl }, pino({ level: 'warn' }, { write }))
     stop()
     return lines
   }
@@ -155,6 +155,14 @@ t.test('serve warns of what ends within a month, when it starts', async t => {
   t.equal(soon.length, 2)
   t.match(soon[0], /server-cert\.pem.*ends soon/)
   t.match(soon[1], /ca-cert\.pem.*ends soon/)
+  const list = path.join(dir, 'list.pem')
+  for (const [days, words] of [
+    [5, /list\.pem.*the list of revoked certificates of listen\.tls ends soon/],
+    [-0.5, /list\.pem.*the list of revoked certificates of listen\.tls has expired/],
+  ] as const) {
+    writeFileSync(list, await makeCrl(await readAuthority(await makeAuthority('other', days)), []))
+    t.match((await said(list))[2], words)
+  }
   await endAuthority(tls)
   t.match((await said())[1], /ca-cert\.pem.*has expired/)
 })

@@ -11,8 +11,9 @@ import { ROOT } from '../lab/names.ts'
 import { runGroup } from './measure.ts'
 import { describeMachine, resultOf, table, type Result } from './report.ts'
 import { otherPrograms, ourPull, type Row, type Run } from './rows.ts'
-import { DELTA_SPACE, deltaRows } from './delta.ts'
+import { DELTA_NAMES, DELTA_SPACE, deltaRows } from './delta.ts'
 import { LEVEL_NAMES, LEVELS_SPACE, levels } from './levels.ts'
+import { REAL_NAMES, REAL_SPACE, realRows } from './real.ts'
 import { resumed, tebibyte } from './single.ts'
 import { storeRows } from './store.ts'
 import * as virtnbdbackup from './virtnbdbackup.ts'
@@ -35,6 +36,7 @@ const NAMES = [
   'nbdcopy',
   'nbdcopy-flush',
   'nbdcopy-sha256sum',
+  'nbdcopy-both-sums',
   'nbdcopy-openssl',
   'qemu-img',
   'virtnbdbackup',
@@ -44,7 +46,8 @@ const NAMES = [
   'pull-64g',
   'pull-1t',
   ...LEVEL_NAMES,
-  'delta',
+  ...DELTA_NAMES,
+  ...REAL_NAMES,
   'store',
 ]
 const ABOUT = [
@@ -53,7 +56,8 @@ const ABOUT = [
   'copy, SHA-256 of every MiB, fsync, read-back with O_DIRECT where there is, publish); the gate is that of the tests, so',
   'no domain is frozen or merged. Medians; the rows take turns; files are synced and removed between runs, off the clock.',
   'Times ours above 1: slower than our whole pull. CPU and memory are those of the client, not of the server.',
-  'delta: 8 GiB of random data, kept by the store as its file system allows; then two pulls of 1 % that changed.',
+  'delta: a disk of random data; after a pull of all of it, pulls of what changed. "read": what came by NBD.',
+  'inc, mixed, domains: real domains in the lab, frozen and merged by the product, pulled over tcp by the other host, gate by ssh.',
   'ssh-Nms, tcp-Nms: through a proxy that carries 1 Gbit/s, delays by N ms there and back, and lets each connection have 3 MiB under way.',
   'ssh, tls, tcp: on loopback, with a real sshd, the relays and the TLS listener of the product. limit: its copy ought to take 10.24 s.',
 ]
@@ -105,7 +109,12 @@ async function bench(signal: AbortSignal): Promise<string[]> {
   await using cleanup = new Cleanup()
   const onlyStore = NAMES.every(name => wanted(name) === (name === 'store'))
   const space =
-    SPACE + (wanted('delta') ? DELTA_SPACE : LEVEL_NAMES.some(wanted) ? LEVELS_SPACE : 0)
+    SPACE +
+    Math.max(
+      DELTA_NAMES.some(wanted) ? DELTA_SPACE : 0,
+      REAL_NAMES.some(wanted) ? REAL_SPACE : 0,
+      LEVEL_NAMES.some(wanted) ? LEVELS_SPACE : 0,
+    )
   const folder = await makeFolder(options.dir, cleanup, onlyStore ? STORE_SPACE : space)
   const machine = await describeMachine(folder)
   for (const line of machine) say(line)
@@ -146,20 +155,7 @@ async function benchPulls(
     rows.push(...nearRows.filter(({ name }) => wanted(name)))
     if (FAR.some(wanted)) far.push(...(await farRows(folder, served, ways, cleanup)))
   }
-  if (wanted(virtnbdbackup.NAME)) {
-    note('making the lab for virtnbdbackup')
-    const row = await virtnbdbackup.virtnbdbackupRow(folder, image, cleanup, signal)
-    if (typeof row !== 'string') rows.push(row)
-    else
-      results.set(virtnbdbackup.NAME, {
-        name: virtnbdbackup.NAME,
-        title: 'virtnbdbackup -l copy',
-        runs: [],
-        why: row,
-      })
-  }
-  await warm(image, signal)
-  for (const result of await takeTurns(rows, served, signal, rounds))
+  for (const result of await turnsWithLab(rows, folder, served, signal))
     results.set(result.name, result)
   const wantedFar = far.filter(({ name }) => wanted(name))
   for (const result of await takeTurns(wantedFar, served, signal, FAR_ROUNDS))
@@ -177,27 +173,53 @@ async function benchPulls(
   for await (const level of levels(folder, wanted, cleanup, signal))
     for (const result of await takeTurns(level.rows, level.served, signal, Math.min(rounds, 5)))
       results.set(result.name, { ...result, otherImage: true })
-  const deltas = wanted('delta') ? await deltaRows(folder, rounds, cleanup, signal) : []
-  const sorted = [...NAMES.map(name => results.get(name)), ...deltas].filter(
+  const few = Math.min(rounds, 5)
+  const changes: Result[] = []
+  for (const group of DELTA_NAMES.filter(wanted))
+    changes.push(...(await deltaRows(group, folder, few, cleanup, signal)))
+  const real = REAL_NAMES.some(wanted)
+    ? await realRows(folder, wanted, few, signal)
+    : { results: [], guest: [] }
+  const sorted = [...NAMES.map(name => results.get(name)), ...changes, ...real.results].filter(
     one => one !== undefined,
   )
   const commands = sorted
-    .filter(
-      ({ command, name }) =>
-        command !== undefined && !/^delta-(run|scattered)(-nbdcopy)?$/.test(name),
-    )
-    .map(({ name, command }) => `  ${name.padEnd(18)} ${command ?? ''}`)
+    .filter(({ command = '' }) => command !== '')
+    .map(({ name, command }) => `  ${name.padEnd(22)} ${command ?? ''}`)
   const report = [
     table(sorted, results.get('pull')),
     '',
     ...sorted.flatMap(({ name, why }) =>
       why === undefined ? [] : [`${name} did not run: ${why}`],
     ),
-    `${rounds} rounds (pull-64g: 1). Commands ($1: nbd+unix:///disk?socket=..., $2: the output file):`,
+    `${rounds} rounds; far ones, resumed and what costs minutes fewer, pull-64g and pull-1t 1. Commands ($1: nbd+unix:///disk?socket=..., $2: the output file):`,
     ...commands,
+    '',
+    ...real.guest,
   ]
   for (const line of report) say(line)
   return [...lines, ...report]
+}
+
+/** The rows of one image; virtnbdbackup's has a lab for as long as they take. */
+async function turnsWithLab(
+  rows: readonly Row[],
+  folder: string,
+  served: Served,
+  signal: AbortSignal,
+): Promise<Result[]> {
+  const { NAME: name, virtnbdbackupRow } = virtnbdbackup
+  await using cleanup = new Cleanup()
+  if (wanted(name)) note('making the lab for virtnbdbackup')
+  const row = wanted(name)
+    ? await virtnbdbackupRow(folder, served.image, cleanup, signal)
+    : undefined
+  const all = typeof row === 'object' ? [...rows, row] : rows
+  await warm(served.image, signal)
+  const results = await takeTurns(all, served, signal, rounds)
+  if (typeof row === 'string')
+    results.push({ name, title: 'virtnbdbackup -l copy', runs: [], why: row })
+  return results
 }
 
 /** Every row once per round, each round starting with another row. */

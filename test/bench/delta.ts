@@ -1,39 +1,60 @@
-// The rows about changes: a dense disk of 8 GiB, of which 1 % changes, in one run or scattered. The gate of the tests says what
-// changed, as the product's says what QEMU recorded. Beside each, rsync brings a copy of its own up to date, and nbdcopy copies all.
+// The rows about changes: a dense disk of which some changes, in one run or scattered. The gate of the tests says what changed,
+// as the product's says what QEMU recorded. Beside them, rsync brings a copy of its own up to date, and nbdcopy copies all.
 
 import { randomBytes, randomFillSync } from 'node:crypto'
 import { open, rm } from 'node:fs/promises'
 import path from 'node:path'
 import type { Cleanup } from '../../shared/cleanup.ts'
 import { GRAIN, grainSet, type GrainSet } from '../../shared/grain-set.ts'
+import { knowHosts, sshFolder } from '../client/sshd.ts'
 import { measure, runGroup } from './measure.ts'
 import { resultOf, type Result } from './report.ts'
 import { ourPull, type Row, type Run } from './rows.ts'
-import { makeImage, serve, type Served, type Shape } from './world.ts'
+import { ownerOf, plainSsh } from './ways.ts'
+import { makeImage, serve, type Served } from './world.ts'
 
 const GIB = 1024 ** 3
-const DENSE: Shape = { size: 8 * GIB, data: 8 * GIB, every: 8 * GIB }
-/** The image, its clone, and the other programs' copy. */
+/** The largest image, its clone, and the other programs' copy. */
 export const DELTA_SPACE = 26 * GIB
-/** Grains in 1 % of it. */
-const GRAINS = Math.round(DENSE.size / GRAIN / 100)
 
-const WHERE = {
-  'delta-full': 'the first pull of 8 GiB',
-  'delta-run': '1 % changed in one run',
-  'delta-scattered': '1 % changed in blocks of 64 KiB all over it',
-} as const
-type Name = keyof typeof WHERE
+/** What changes between two pulls. */
+export interface Change {
+  readonly percent: number
+  readonly how: 'run' | 'scattered'
+}
+export const CHANGES: readonly Change[] = [0.1, 1, 10].flatMap(percent => [
+  { percent, how: 'run' },
+  { percent, how: 'scattered' },
+])
+const WORDS = { run: 'in one run', scattered: 'in blocks of 64 KiB all over it' }
 
-/** Changes 1 % of the image. @returns what changed */
-async function change(image: string, name: Name): Promise<GrainSet> {
-  const changed = grainSet(DENSE.size)
+/** What one group of rows works on. */
+interface Group {
+  /** Bytes. */
+  readonly size: number
+  readonly changes: readonly Change[]
+  readonly withPeers: boolean
+}
+const GROUPS: Readonly<Record<string, Group>> = {
+  'delta-8g': { size: 8 * GIB, changes: CHANGES.slice(2, 4), withPeers: false },
+  'delta-2g': { size: 2 * GIB, changes: CHANGES, withPeers: true },
+}
+export const DELTA_NAMES = Object.keys(GROUPS)
+
+/** Which grains a change concerns: a run begins anywhere, scattered ones begin anywhere too. @returns grain numbers */
+export function grainsOf({ percent, how }: Change, size: number): number[] {
+  const all = Math.floor(size / GRAIN)
+  const count = Math.round((all * percent) / 100)
+  const luck = randomBytes(4).readUInt32LE() / 2 ** 32
+  const first = Math.floor((how === 'run' ? all - count : all / count) * luck)
+  const step = how === 'run' ? 1 : Math.floor(all / count)
+  return Array.from({ length: count }, (_, at) => (first + at * step) % all)
+}
+
+async function change(image: string, what: Change, size: number): Promise<GrainSet> {
+  const changed = grainSet(size)
   await using file = await open(image, 'r+')
-  const all = DENSE.size / GRAIN
-  const first = Math.floor((all - GRAINS) * (randomBytes(4).readUInt32LE() / 2 ** 32))
-  for (let done = 0; done < GRAINS; done++) {
-    const grain =
-      name === 'delta-run' ? first + done : (first + done * Math.floor(all / GRAINS)) % all
+  for (const grain of grainsOf(what, size)) {
     await file.write(randomFillSync(Buffer.alloc(GRAIN)), 0, GRAIN, grain * GRAIN)
     changed.mark(grain * GRAIN, GRAIN)
   }
@@ -41,86 +62,83 @@ async function change(image: string, name: Name): Promise<GrainSet> {
   return changed
 }
 
-/** @param rounds each with a pull of everything, and two of what changed */
+/** The rows of a group; each round begins with a pull of everything. */
 export async function deltaRows(
+  group: string,
   folder: string,
   rounds: number,
   cleanup: Cleanup,
   signal: AbortSignal,
 ): Promise<Result[]> {
-  const image = path.join(folder, 'dense')
-  await makeImage(image, DENSE, signal)
+  const { size, changes, withPeers } = GROUPS[group] ?? { size: 0, changes: [], withPeers: false }
+  const image = path.join(folder, group)
+  await makeImage(image, { size, data: size, every: size }, signal)
   const served = await serve(folder, image, cleanup)
-  let changed = grainSet(DENSE.size)
+  let changed = grainSet(size)
   served.handlers.changes = ({ at }) => {
-    const extents = [...changed.extents(at)].map(([offset, length]) => {
-      return [offset, length] as [number, number]
-    })
-    return {
-      size: DENSE.size,
-      extents: extents.slice(0, 16_384),
-      next: extents[16_384]?.[0] ?? null,
-    }
+    const extents = [...changed.extents(at)].map(([offset, length]): [number, number] => [
+      offset,
+      length,
+    ])
+    return { size, extents: extents.slice(0, 16_384), next: extents[16_384]?.[0] ?? null }
   }
-  const runs = new Map<Name, Run[]>()
-  const peers = peerRows(folder, served)
-  const peerRuns = new Map<string, Run[]>()
-  for (const peer of peers.slice(0, 1)) await runGroup(['cp', image, peer.copy ?? ''], signal)
-  const read = new Map<Name, number>()
-  const row = ourPull('delta', '', folder, served)
+  const ours = ourPull(group, '', folder, served)
+  const [rsync, nbdcopy] = withPeers ? await peerRows(folder, served, cleanup) : []
+  if (rsync?.copy !== undefined) await runGroup(['cp', image, rsync.copy], signal)
+
+  const results = new Map<string, Result>()
+  const run = async (row: Row, name: string, title: string, of?: number): Promise<void> => {
+    await runGroup(['sync'], signal)
+    const one = await row.run(signal)
+    const runs: Run[] = [...(results.get(name)?.runs ?? []), one]
+    if (runs.length === 1) await runGroup(['cmp', image, row.copy ?? ''], signal)
+    const ratio = of === undefined ? '' : `: read ${((one.bytesRead ?? 0) / of).toFixed(3)} of that`
+    // What is typed is the same in all rows of a kind.
+    const command = results.size < 2 || title.includes('rsync') ? row.command : ''
+    results.set(name, resultOf({ ...row, name, title: `${title}${ratio}`, command }, runs))
+  }
   for (let round = 0; round < rounds; round++) {
-    await row.clear()
-    for (const name of Object.keys(WHERE) as Name[]) {
-      if (name !== 'delta-full') changed = await change(image, name)
-      await runGroup(['sync'], signal)
-      const run = await row.run(signal)
-      if (round === 0) await runGroup(['cmp', image, row.copy ?? ''], signal)
-      runs.set(name, [...(runs.get(name) ?? []), run])
-      read.set(name, run.bytesRead ?? 0)
-      for (const peer of peers) {
-        const key = `${name}-${peer.name}`
-        if (name === 'delta-full') continue
-        await runGroup(['sync'], signal)
-        peerRuns.set(key, [...(peerRuns.get(key) ?? []), await peer.run(signal)])
-        if (round === 0) await runGroup(['cmp', image, peer.copy ?? ''], signal)
-      }
+    await ours.clear()
+    const disk = `${size / GIB} GiB`
+    await run(ours, `${group}-full`, `${disk}, the first pull`, size)
+    if (nbdcopy) await run(nbdcopy, `${group}-nbdcopy`, `${disk}, ${nbdcopy.title}`)
+    await nbdcopy?.clear()
+    for (const what of changes) {
+      const name = `${group}-${what.percent}%-${what.how}`
+      const title = `${what.percent} % changed ${WORDS[what.how]}`
+      changed = await change(image, what, size)
+      await run(ours, name, title, changed.bytes())
+      if (rsync) await run(rsync, `${name}-rsync`, `${title}: ${rsync.title}`)
     }
   }
-  await row.clear()
-  for (const peer of peers) await peer.clear()
-  const others = peers.flatMap(peer =>
-    (['delta-run', 'delta-scattered'] as const).map(name => {
-      const key = `${name}-${peer.name}`
-      return resultOf(
-        { ...peer, name: key, title: `${WHERE[name]}: ${peer.title}` },
-        peerRuns.get(key) ?? [],
-      )
-    }),
-  )
-  const ours = (Object.keys(WHERE) as Name[]).map(name => {
-    const bytes = read.get(name) ?? 0
-    const of = name === 'delta-full' ? DENSE.size : changed.bytes()
-    const title = `${WHERE[name]}: read ${(bytes / of).toFixed(2)} of it`
-    return resultOf({ ...row, name, title }, runs.get(name) ?? [])
-  })
-  return [...ours, ...others]
+  for (const row of [ours, rsync]) await row?.clear()
+  await runGroup(['rm', '-f', image], signal)
+  return [...results.values()].map(result => ({ ...result, otherImage: true }))
 }
 
 /** What reads both sides, and what reads everything. */
-function peerRows(folder: string, { uri, image }: Served): Row[] {
-  const copy = path.join(folder, 'peer.raw')
-  const row = (name: string, title: string, command: string): Row => ({
-    ...{ name, title, command, copy },
-    run: signal => measure(['sh', '-ec', command, 'sh', uri, copy, image], folder, signal),
-    clear: () => rm(copy, { force: true }),
-  })
-  // Two processes, as with ssh, but without its cost: the "remote shell" runs what comes after the host's name.
-  const rsh = `printf '#!/bin/sh\\nshift\\nexec "$@"\\n' >"$2.rsh"; chmod +x "$2.rsh"`
+async function peerRows(
+  folder: string,
+  { uri, image }: Served,
+  cleanup: Cleanup,
+): Promise<[Row, Row]> {
+  const owner = ownerOf(cleanup)
+  const dir = sshFolder(owner)
+  const { command: ssh, known } = await plainSsh(owner, dir)
+  knowHosts(dir, known)
+  const row = (name: string, title: string, command: string): Row => {
+    const copy = path.join(folder, `${name}.raw`)
+    return {
+      ...{ name, title, command, copy },
+      run: signal => measure(['sh', '-ec', command, 'sh', uri, copy, image], folder, signal),
+      clear: () => rm(copy, { force: true }),
+    }
+  }
   return [
     row(
       'rsync',
-      'rsync --inplace, not through ssh',
-      `${rsh}; rsync -e "$2.rsh" --inplace --no-whole-file far:"$3" "$2"; rm "$2.rsh"`,
+      'rsync --inplace over ssh',
+      `rsync -e '${ssh}' --inplace --no-whole-file 127.0.0.1:"$3" "$2"`,
     ),
     row('nbdcopy', 'nbdcopy of all', 'nbdcopy --connections=1 "$1" "$2"'),
   ]

@@ -1,5 +1,5 @@
 // The rows about how full a disk is, and on which file system the clone lies: our pull against nbdcopy on the same export, and
-// against nbdcopy with sha256sum of both sides.
+// against nbdcopy with sha256sum of both sides at once, as two hosts would.
 
 import { mkdir, truncate, writeFile } from 'node:fs/promises'
 import path from 'node:path'
@@ -20,7 +20,7 @@ const LEVELS: Readonly<Record<string, { shape: Shape; title: string; isXfs?: tru
   },
   xfs: { shape: HALF, title: '4 GiB, half data, onto XFS', isXfs: true },
 }
-const PROGRAMS = ['pull', 'nbdcopy', 'nbdcopy-sha256sum']
+const PROGRAMS = ['pull', 'nbdcopy', 'nbdcopy-both-sums']
 export const LEVEL_NAMES = Object.keys(LEVELS).flatMap(level =>
   PROGRAMS.map(name => `${level}-${name}`),
 )

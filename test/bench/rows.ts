@@ -67,14 +67,14 @@ export function ourPull(
 }
 
 /** The other programs, each copying the same export to a file in the same folder. */
-export function otherPrograms(folder: string, { uri }: Served): Row[] {
+export function otherPrograms(folder: string, { uri, image }: Served): Row[] {
   const copy = path.join(folder, 'copy.raw')
   const other = (name: string, title: string, command: string): Row => ({
     name,
     title,
     command,
     copy,
-    run: signal => measure(['sh', '-ec', command, 'sh', uri, copy], folder, signal),
+    run: signal => measure(['sh', '-ec', command, 'sh', uri, copy, image], folder, signal),
     clear: () => rm(copy, { force: true }),
   })
   const nbdcopy = 'nbdcopy --connections=1 "$1" "$2"'
@@ -82,6 +82,11 @@ export function otherPrograms(folder: string, { uri }: Served): Row[] {
     other('nbdcopy', 'nbdcopy, no checksum, not synced', nbdcopy),
     other('nbdcopy-flush', 'nbdcopy, no checksum, synced at the end', `${nbdcopy} --flush`),
     other('nbdcopy-sha256sum', 'nbdcopy, then sha256sum', `${nbdcopy}; sha256sum "$2"`),
+    other(
+      'nbdcopy-both-sums',
+      'nbdcopy, then sha256sum of both sides at once',
+      `${nbdcopy}; sha256sum "$3" & sha256sum "$2"; wait`,
+    ),
     other('nbdcopy-openssl', 'nbdcopy, then openssl', `${nbdcopy}; openssl dgst -sha256 "$2"`),
     other(
       'qemu-img',

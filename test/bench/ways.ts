@@ -18,6 +18,10 @@ export const WAYS = ['ssh', 'ssh-dd', 'tls', 'nbdcopy-tls', 'tcp', 'limit'] as c
 /** Of the limited pull: the whole image takes a little over ten seconds. */
 const LIMIT = '400MiB/s'
 
+interface Owner {
+  teardown(step: () => unknown): void
+}
+
 /** Where the servers of the rows are. */
 export interface Ways {
   readonly ssh: {
@@ -38,13 +42,7 @@ export async function waysRows(
   served: Served,
   cleanup: Cleanup,
 ): Promise<{ rows: Row[]; ways: Ways }> {
-  const owner = {
-    teardown(step: () => unknown): void {
-      cleanup.defer(async () => {
-        await step()
-      })
-    },
-  }
+  const owner = ownerOf(cleanup)
   const source = await tlsSource(owner, { mydomain: Buffer.alloc(0) })
   await rm(path.join(source.dir, 'mydomain.raw'))
   await symlink(served.image, path.join(source.dir, 'mydomain.raw'))
@@ -64,10 +62,8 @@ export async function waysRows(
   ]
   const script = `case $SSH_ORIGINAL_COMMAND in gate) exec ${quoted(served.gateCommand)};; *) exec ${quoted(gate)};; esac`
   const sshd = await startSshd(owner, dir, { allow: forcedCommand(dir, 'forced', script) })
-  const person = path.join(dir, 'person')
-  makeKey(person)
-  const free = await startSshd(owner, dir, { allow: 'restrict', key: person }, 'free')
-  const names = [sshd, free].map(one => `[127.0.0.1]:${one.port} ${one.hostKey()}`)
+  const free = await plainSsh(owner, dir)
+  const names = [`[127.0.0.1]:${sshd.port} ${sshd.hostKey()}`, free.known]
   knowHosts(dir, ...names)
 
   const tcp = await tcpListener(served, cleanup)
@@ -96,12 +92,11 @@ export async function waysRows(
     run: signal => measure(['sh', '-ec', command, 'sh', served.image, copy], folder, signal),
     clear: () => rm(copy, { force: true }),
   })
-  const login = `ssh -q -p ${free.port} -i ${person} -o IdentitiesOnly=yes -o UserKnownHostsFile=${known} 127.0.0.1`
   rows.push(
     other(
       'ssh-dd',
       'ssh HOST dd into a file, no checksum, not synced',
-      `${login} dd if="$1" bs=1M status=none >"$2"`,
+      `${free.command} 127.0.0.1 dd if="$1" bs=1M status=none >"$2"`,
     ),
     other(
       'nbdcopy-tls',
@@ -112,6 +107,31 @@ export async function waysRows(
   )
   const { port } = sshd
   return { rows, ways: { ssh: { port, hostKey: sshd.hostKey(), dir, known: names }, tcp } }
+}
+
+/** An sshd as a person logs in to it. @returns the ssh command without the host, and its line of known_hosts */
+export async function plainSsh(
+  owner: Owner,
+  dir: string,
+): Promise<{ command: string; known: string }> {
+  const person = path.join(dir, 'person')
+  makeKey(person)
+  const sshd = await startSshd(owner, dir, { allow: 'restrict', key: person }, 'free')
+  return {
+    command: `ssh -q -p ${sshd.port} -i ${person} -o IdentitiesOnly=yes -o UserKnownHostsFile=${dir}/known_hosts`,
+    known: `[127.0.0.1]:${sshd.port} ${sshd.hostKey()}`,
+  }
+}
+
+/** What the tests' servers want for their clean-up. */
+export function ownerOf(cleanup: Cleanup): Owner {
+  return {
+    teardown(step) {
+      cleanup.defer(async () => {
+        await step()
+      })
+    },
+  }
 }
 
 /** nbd-server by tcp, one process per connection, as the product runs it. @returns the port */
