@@ -61,11 +61,11 @@ export function newAttempt(): Attempt {
   }
 }
 
-/** Counts and logs each try to get a lost connection back. */
+/** Counts and logs each try to get a lost connection back: no warning, for a pull that goes on has nothing to say under cron. */
 export function retriesOf(attempt: Attempt, log: Log): OnRetry {
   return retry => {
     attempt.reconnects++
-    log.warn({ session: attempt.session, ...retry }, 'connection lost, trying to get it back')
+    log.info({ session: attempt.session, ...retry }, 'connection lost, trying to get it back')
   }
 }
 
