@@ -6,7 +6,7 @@ import { text } from 'node:stream/consumers'
 import { describeFailure, toFailure } from '../shared/failures.ts'
 import { asJson, failureJson, wantsJson } from '../shared/help.ts'
 import { formatDuration, formatSize } from '../shared/quantities.ts'
-import type { Paths } from './config/schema.ts'
+import type { Paths } from './config/paths.ts'
 import { DEFAULT_CONFIG, program, type Actions, type Globals } from './program.ts'
 import { askServe } from './serve/client.ts'
 import type { Source } from './source.ts'
@@ -21,7 +21,8 @@ function print(args: Globals, command: string, json: object, plain: string): voi
 }
 
 async function paths(args: Globals): Promise<Paths> {
-  const { readSourceConfig, sourcePaths } = await import('./config/schema.ts')
+  const { sourcePaths } = await import('./config/paths.ts')
+  const { readSourceConfig } = await import('./config/schema.ts')
   return sourcePaths(readSourceConfig(args.config), args.config)
 }
 
@@ -52,7 +53,8 @@ function stopSignal(): AbortSignal {
 }
 
 async function recoverEvery(args: Globals): Promise<void> {
-  const [{ readSourceConfig, sourcePaths }, commands] = await Promise.all([
+  const [{ sourcePaths }, { readSourceConfig }, commands] = await Promise.all([
+    import('./config/paths.ts'),
     import('./config/schema.ts'),
     import('./commands/recover.ts'),
   ])
@@ -80,10 +82,12 @@ const actions: Actions = {
     await runGate(socket, args.client, process.env, process.stdin, process.stdout)
   },
   async authorize(args) {
-    const [{ readSourceConfig, sourcePaths }, { authorize, authorizeNotes }] = await Promise.all([
-      import('./config/schema.ts'),
-      import('./commands/authorize.ts'),
-    ])
+    const [{ sourcePaths }, { readSourceConfig }, { authorize, authorizeNotes }] =
+      await Promise.all([
+        import('./config/paths.ts'),
+        import('./config/schema.ts'),
+        import('./commands/authorize.ts'),
+      ])
     const config = readSourceConfig(args.config)
     const { clients, serveSocket } = sourcePaths(config, args.config)
     // A forced command runs somewhere else, so it gets the path that was meant here.
@@ -204,10 +208,12 @@ const actions: Actions = {
     print(args, 'config nbd-server', { config: fragment }, fragment)
   },
   async configLibvirtHook(args) {
-    const [{ readSourceConfig, sourcePaths }, { START_HOOK, startHookScript }] = await Promise.all([
-      import('./config/schema.ts'),
-      import('./libvirt/start-hook.ts'),
-    ])
+    const [{ sourcePaths }, { readSourceConfig }, { START_HOOK, startHookScript }] =
+      await Promise.all([
+        import('./config/paths.ts'),
+        import('./config/schema.ts'),
+        import('./libvirt/start-hook.ts'),
+      ])
     const { serveSocket } = sourcePaths(readSourceConfig(args.config), args.config)
     const script = startHookScript(serveSocket)
     print(args, 'config libvirt-hook', { file: START_HOOK, script }, script.trimEnd())

@@ -1,7 +1,8 @@
 // What every part of the source is given: its config, paths, libvirt and log.
 
 import type { Log } from '../shared/log.ts'
-import { sourcePaths, type Paths, type SourceConfig } from './config/schema.ts'
+import { sourcePaths, type Paths } from './config/paths.ts'
+import type { SourceConfig } from './config/schema.ts'
 import { createStarts, type Starts } from './session/starts.ts'
 import { createVirsh, type Virsh } from './libvirt/virsh.ts'
 

@@ -99,3 +99,19 @@ export const share = z
 export function shareOf(part: Share, whole: number): number {
   return typeof part === 'number' ? part : Math.round((Number(part.slice(0, -1)) / 100) * whole)
 }
+
+const perSecond =
+  (least: number) =>
+  (text: string, context: z.RefinementCtx): number => {
+    const bytes = text.endsWith('/s') ? parseSize(text.slice(0, -2)) : undefined
+    if (bytes !== undefined && bytes >= least) return bytes
+    context.addIssue(`a rate is a size a second, e.g. 20MiB/s, and at least ${formatSize(least)}/s`)
+    return z.NEVER
+  }
+
+/** Config value `20MiB/s`; parsed to bytes per second. */
+export const rate = (least: number) => z.string().transform(perSecond(least))
+
+/** Config value `20MiB/s`, or `off` for no limit; parsed to bytes per second, or 0. */
+export const rateOrOff = (least: number) =>
+  z.string().transform((text, context) => (text === 'off' ? 0 : perSecond(least)(text, context)))

@@ -108,7 +108,7 @@ t.test('what authorize refuses changes nothing', { skip }, async t => {
     [{ domains: 'all,web' }, 'USAGE', /all stands alone/],
     [{ domains: '' }, 'USAGE', /domains\.0: a name is/],
     [{ verbs: 'pull,shell' }, 'USAGE', /verbs\.1/],
-    [{ bandwidth: '20MiB' }, 'USAGE', /bandwidth: a bandwidth is a size a second/],
+    [{ bandwidth: '20MiB' }, 'USAGE', /bandwidth: a rate is a size a second/],
     [{ bandwidth: '1KiB/s' }, 'USAGE', /at least 128 KiB\/s/],
     [{ from: '192.0.2.7,"command' }, 'USAGE', /from\.1: an IP address, or a range/],
     [{ from: '192.0.2.0/33' }, 'USAGE', /from\.0/],

@@ -19,7 +19,7 @@ import { chunkCount } from '../shared/chunks.ts'
 import { Failure } from '../shared/failures.ts'
 import { GATE } from '../shared/gate.ts'
 import { openersOf } from '../shared/host/openers.ts'
-import { createHasher, type Hasher } from '../server/digest/hasher.ts'
+import { createHasher, type Hasher, type HashingPolicy } from '../server/digest/hasher.ts'
 import { HASHER } from '../server/digest/words.ts'
 import { grainSet, type GrainSet } from '../shared/grain-set.ts'
 import { frozenDigests } from '../server/gate/digests.ts'
@@ -233,8 +233,10 @@ async function image(t: Test, content: Buffer, size = content.length): Promise<s
   return file
 }
 
-function aHasher(t: Test): Hasher {
-  const hasher = createHasher(log)
+const ONE: HashingPolicy = { processors: 1, rate: 'off' }
+
+function aHasher(t: Test, policy = ONE): Hasher {
+  const hasher = createHasher(log, policy)
   t.teardown(() => hasher.end())
   return hasher
 }
@@ -269,7 +271,7 @@ const endless = (hasher: Hasher, base: string, signal = never): Promise<string[]
   hasher.digests({ base, size: ENDLESS, chunk: 0, count: ENDLESS / MIB }, signal)
 
 /** For tests that leave it as it was: a start costs a second. */
-const lasting = createHasher(log)
+const lasting = createHasher(log, ONE)
 t.teardown(() => lasting.end())
 
 t.test('the hasher: one process of low priority, right to the byte', async t => {
@@ -381,6 +383,26 @@ t.test('a base that cannot be read is told, and hides nothing behind it', async 
   )
 })
 
+t.test('a hasher of several processors is right to the byte too', async t => {
+  const bytes = randomBytes(40 * MIB + 5)
+  const base = await image(t, bytes)
+  const hasher = aHasher(t, { processors: 3, rate: 'off' })
+  const digests = await hasher.digests({ base, size: bytes.length, chunk: 0, count: 41 }, never)
+  t.strictSame(digests, digestsOf(bytes))
+})
+
+t.test('a hasher keeps to its rate', async t => {
+  const base = await image(t, Buffer.alloc(0), 24 * MIB)
+  const hasher = aHasher(t, { processors: 1, rate: 8 * MIB })
+  const ask = (count: number) => hasher.digests({ base, size: 24 * MIB, chunk: 0, count }, never)
+  await ask(8)
+  const began = performance.now()
+  await ask(16)
+  const seconds = (performance.now() - began) / 1000
+  // A quarter of a second's worth may go at once; a busy machine only makes it slower.
+  t.ok(seconds > 1.5, `16 MiB at 8 MiB/s took ${seconds.toFixed(2)} s`)
+})
+
 t.test('a hasher dies with its serve, however that dies', async t => {
   const base = await image(t, Buffer.alloc(0), ENDLESS)
   const hasherFile = path.join(ROOT, 'dist', 'server', 'digest', 'hasher.js')
@@ -389,7 +411,7 @@ t.test('a hasher dies with its serve, however that dies', async t => {
     script,
     `import { createHasher } from ${JSON.stringify(hasherFile)}
     const asked = { base: process.argv[2], size: ${ENDLESS}, chunk: 0, count: ${ENDLESS / MIB} }
-    await createHasher({ debug() {} }).digests(asked, new AbortController().signal)`,
+    await createHasher({ debug() {} }, { processors: 1, rate: 'off' }).digests(asked, new AbortController().signal)`,
   )
   const serve = spawn(process.execPath, [script, base], {
     cwd: ROOT,

@@ -8,11 +8,11 @@ import fc from 'fast-check'
 import t from 'tap'
 import { parseConfig } from '../shared/config.ts'
 import { Failure } from '../shared/failures.ts'
+import { sourcePaths } from '../server/config/paths.ts'
 import {
   domainSettings,
   effectiveSettings,
   formatSetting,
-  sourcePaths,
   sourceSchema,
 } from '../server/config/schema.ts'
 import { statusTable } from '../server/commands/status.ts'
@@ -66,6 +66,11 @@ t.test('what is wrong in source.yaml is told with file, line, key and reason', a
     ['listen: { tls: { host: 0.0.0.0, crl: /c.pem } }', /listen.tls: your own certificates are/],
     ['defaults: { overlay: { max: 120% } }', /defaults.overlay.max: a share is a percentage/],
     ['defaults: { overlay: { reserve: -1% } }', /a share is a percentage from 0% to 100%, or a/],
+    [
+      'defaults: { hashing: { processors: all } }',
+      /defaults.hashing.processors: half .*, or a number/,
+    ],
+    ['defaults: { hashing: { rate: 1KiB/s } }', /defaults.hashing.rate: a rate is .* 8 MiB/],
     ['defaults: { session: { floor: 64KB } }', /defaults.session.floor: a size is a number/],
     ['domains: [web]', /domains: .*expected record/i],
     ['domains: {', /^source.yaml:\d+: not valid YAML/],

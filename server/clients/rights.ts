@@ -6,7 +6,7 @@ import { z } from 'zod'
 import { parseConfig } from '../../shared/config.ts'
 import { Failure, toFailure } from '../../shared/failures.ts'
 import { checkName, isName, NAME_RULE } from '../../shared/names.ts'
-import { formatSize, parseSize } from '../../shared/quantities.ts'
+import { rate } from '../../shared/quantities.ts'
 import { isFrom, networkOf, rangeOf } from './ranges.ts'
 
 export const VERBS = ['describe', 'pull', 'digests'] as const
@@ -19,15 +19,6 @@ const RESERVED: readonly string[] = [LOCAL, 'operator']
 
 /** Below it a session of this client would be ended for being too slow. */
 const LEAST_BANDWIDTH = 128 * 1024
-
-const bandwidth = z.string().transform((text, context) => {
-  const bytes = text.endsWith('/s') ? parseSize(text.slice(0, -2)) : undefined
-  if (bytes !== undefined && bytes >= LEAST_BANDWIDTH) return bytes
-  context.addIssue(
-    `a bandwidth is a size a second, e.g. 20MiB/s, and at least ${formatSize(LEAST_BANDWIDTH)}/s`,
-  )
-  return z.NEVER
-})
 
 const address = z.string().superRefine((text, context) => {
   const range = rangeOf(text)
@@ -50,7 +41,9 @@ export const rightsSchema = z.strictObject({
     .min(1)
     .default([...VERBS])
     .describe('What it may do with them'),
-  bandwidth: bandwidth.optional().describe('For all of its NBD streams together, e.g. 20MiB/s'),
+  bandwidth: rate(LEAST_BANDWIDTH)
+    .optional()
+    .describe('For all of its NBD streams together, e.g. 20MiB/s'),
   from: z.array(address).min(1).max(100).optional().describe('Addresses that it may come from'),
 })
 export type Rights = z.infer<typeof rightsSchema>

@@ -2,7 +2,7 @@
 
 import { toFailure, worstExit, type Failure } from '../../shared/failures.ts'
 import { failureJson } from '../../shared/help.ts'
-import type { Paths } from '../config/schema.ts'
+import type { Paths } from '../config/paths.ts'
 import { journaledDomains } from '../session/journal.ts'
 import { askServe } from '../serve/client.ts'
 import type { Result } from '../serve/words.ts'

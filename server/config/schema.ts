@@ -9,12 +9,13 @@ import {
   duration,
   formatDuration,
   formatSize,
+  rateOrOff,
   share,
   size,
   type Share,
 } from '../../shared/quantities.ts'
+import type { HashingPolicy } from '../digest/hasher.ts'
 import type { MergePolicy } from '../session/ladder.ts'
-import { tlsFolder, type TlsFiles } from '../tls/paths.ts'
 
 const name = z.string().refine(isName, NAME_RULE)
 const absolutePath = z
@@ -24,6 +25,9 @@ const absolutePath = z
     text => path.posix.resolve(text) === text,
     'a path here has no //, no .. and no / at its end',
   )
+
+/** Below it a client with many disks would not wait for its answers: at most 15 minutes for half a GiB of each. */
+const LEAST_HASHING = 8 * 1024 ** 2
 
 const LOOPBACK = /^(127\.\d+\.\d+\.\d+|::1|localhost)$/
 
@@ -105,6 +109,20 @@ const policy = {
         ),
     })
     .optional(),
+  hashing: z
+    .strictObject({
+      processors: z
+        .union([
+          z.literal('half', { error: 'half (of them, at most 4), or a number from 1 to 64' }),
+          z.number().int().min(1).max(64),
+        ])
+        .optional()
+        .describe('How many processors hash a frozen base at once, at low priority'),
+      rate: rateOrOff(LEAST_HASHING)
+        .optional()
+        .describe('How fast it is read for that, e.g. 200MiB/s; or off'),
+    })
+    .optional(),
   tracking: z
     .boolean()
     .optional()
@@ -174,6 +192,7 @@ export interface DomainSettings {
     readonly floor: number
   }
   readonly overlay: { readonly max: Share; readonly reserve: Share }
+  readonly hashing: HashingPolicy
   /** Whether QEMU records what changes between recovery points. */
   readonly tracking: boolean
   readonly freezeDeadline: number
@@ -188,6 +207,7 @@ const BUILT_IN: DomainSettings = {
   merge: { bandwidth: 0, alarm: 15 * 60_000, pause: 0 },
   session: { maxAge: 6 * 3600_000, stall: 60_000, floor: 64 * 1024 },
   overlay: { max: '20%', reserve: '10%' },
+  hashing: { processors: 'half', rate: 'off' },
   tracking: true,
   freezeDeadline: 10_000,
   mergeWait: 120_000,
@@ -207,6 +227,7 @@ const SIZES = ['session.floor', 'overlay.max', 'overlay.reserve']
 /** An effective value as people read it. @param key dotted, without its layer */
 export function formatSetting(key: string, value: unknown): string {
   if (typeof value !== 'number') return String(value)
+  if (key === 'hashing.rate') return `${formatSize(value)}/s`
   if (DURATIONS.includes(key)) return formatDuration(value)
   return SIZES.includes(key) ? formatSize(value) : String(value)
 }
@@ -249,49 +270,4 @@ export function mergePolicy(config: SourceConfig, domain: string): MergePolicy {
   return Object.hasOwn(config.domains, domain)
     ? domainSettings(config, domain).merge
     : BUILT_IN.merge
-}
-
-export interface Paths {
-  readonly serveSocket: string
-  /** For gates that do not run as root; there only with `listen.gate`. */
-  readonly gateSocket: string
-  readonly serveLock: string
-  readonly nbdSocket: string
-  readonly connections: string
-  readonly exports: string
-  readonly journals: string
-  /** Who acknowledged which recovery point. */
-  readonly tracking: string
-  readonly hostId: string
-  /** One file of rights per client, beside the configuration. */
-  readonly clients: string
-  /** Of the TLS listener, if there is one. */
-  readonly tls: TlsFiles | undefined
-}
-
-/** Every path the source uses, from the config's directories and its own. @param file where the config was read */
-export function sourcePaths(config: SourceConfig, file: string): Paths {
-  return {
-    serveSocket: `${config.runDir}/serve.sock`,
-    gateSocket: `${config.runDir}/gate/gate.sock`,
-    serveLock: `${config.stateDir}/serve.lock`,
-    nbdSocket: config.listen.unix ?? `${config.runDir}/nbd.sock`,
-    connections: `${config.runDir}/connections`,
-    exports: `${config.runDir}/exports`,
-    journals: `${config.stateDir}/sessions`,
-    tracking: `${config.stateDir}/tracking`,
-    hostId: `${config.stateDir}/host-id`,
-    clients: path.join(path.dirname(path.resolve(file)), 'clients'),
-    tls: tlsFiles(config, file),
-  }
-}
-
-/** The PEM files of the TLS listener: those that are named, or those that `tls init` makes beside the file. */
-function tlsFiles(config: SourceConfig, configFile: string): TlsFiles | undefined {
-  const { tls } = config.listen
-  if (!tls) return undefined
-  const { ca, cert, key, crl } = tls
-  if (ca !== undefined && cert !== undefined && key !== undefined) return { ca, cert, key, crl }
-  const made = tlsFolder(configFile)
-  return { ca: made.caCert, cert: made.serverCert, key: made.serverKey, crl: made.crl }
 }

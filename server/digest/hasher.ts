@@ -2,6 +2,7 @@
 // anything is merged.
 
 import { spawn, type ChildProcess } from 'node:child_process'
+import { availableParallelism } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { chunkLength } from '../../shared/chunks.ts'
 import { Failure } from '../../shared/failures.ts'
@@ -29,6 +30,16 @@ const LOW_PRIORITY = [
   ...['ionice', '-t', '-c', 'best-effort', '-n', '7'],
 ] as const
 
+/** How much of the source hashing may take. */
+export interface HashingPolicy {
+  /** `half` of those that there are, at most 4: the others are the guests'. */
+  readonly processors: number | 'half'
+  /** Bytes per second. */
+  readonly rate: number | 'off'
+}
+
+const half = (): number => Math.min(4, Math.max(1, Math.floor(availableParallelism() / 2)))
+
 interface Waiting {
   readonly job: HashJob
   readonly digests: string[]
@@ -44,7 +55,7 @@ interface Running {
   readonly ended: Promise<void>
 }
 
-export function createHasher(log: Log): Hasher {
+export function createHasher(log: Log, policy: HashingPolicy): Hasher {
   const waiting = new Map<number, Waiting>()
   let running: Running | undefined
   let over = false
@@ -80,7 +91,7 @@ export function createHasher(log: Log): Hasher {
     async digests(asked, signal) {
       signal.throwIfAborted()
       if (over) throw new Failure('SOURCE_REFUSED', 'the session is over')
-      const child = (running ??= startProcess(log, hear, gone))
+      const child = (running ??= startProcess(log, policy, hear, gone))
       const job = { id: nextId++, ...asked }
       const forget = (): void => {
         child.tell({ kind: 'forget', id: job.id })
@@ -108,12 +119,14 @@ export function createHasher(log: Log): Hasher {
 /** @param gone called once, with the signal or exit status, when it ended however that was */
 function startProcess(
   log: Log,
+  { processors, rate }: HashingPolicy,
   hear: (word: FromHasher) => void,
   gone: (how: string) => void,
 ): Running {
   const name = import.meta.url.endsWith('.ts') ? './process.ts' : './process.js'
   const file = fileURLToPath(new URL(name, import.meta.url))
-  const node = [process.execPath, ...process.execArgv, file]
+  const words = [processors === 'half' ? half() : processors, rate === 'off' ? 0 : rate].map(String)
+  const node = [process.execPath, ...process.execArgv, file, ...words]
   // It dies with us, so that nobody reads a base that our successor is merging into.
   const child: ChildProcess = spawn(
     'setpriv',

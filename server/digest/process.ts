@@ -1,34 +1,50 @@
 // The process that hashes a session's frozen bases: a child of serve, told what to read and answering chunk by chunk over
-// Node's channel. It reads past the page cache, which belongs to the guests, and uses at most one processor.
+// Node's channel. It reads past the page cache, which belongs to the guests, and hashes in as many threads and reads as much a
+// second as it is told to: process.js PROCESSORS RATE
 
-import { createHash } from 'node:crypto'
 import { constants } from 'node:fs'
 import { open, type FileHandle } from 'node:fs/promises'
+import { Worker } from 'node:worker_threads'
 import { CHUNK_SIZE, chunkLength } from '../../shared/chunks.ts'
-import { HASHER, type FromHasher, type HashJob, type ToHasher } from './words.ts'
+import { createRate } from '../../shared/rate.ts'
+import type { Answer, Question } from './hash-thread.ts'
+import { HASHER, READS, type FromHasher, type HashJob, type ToHasher } from './words.ts'
 
-/** Reads under way while one chunk is hashed: enough for a disk that has several of its own. */
-const READS = 4
+const [processors = 1, perSecond = 0] = process.argv.slice(2).map(Number)
+/** Each has a slot that it reads a chunk into, and waits for its digest: enough for all threads and some reads beside. */
+const LANES = READS + processors - 1
 const WASM_PAGE = 64 * 1024
 
 /** @types/node leaves this global to the browser's types, which we do not want. */
 declare const WebAssembly: {
-  Memory: new (pages: { initial: number; maximum: number }) => { readonly buffer: ArrayBuffer }
+  Memory: new (pages: { initial: number; maximum: number; shared: true }) => {
+    readonly buffer: SharedArrayBuffer
+  }
 }
 
 // Memory of WebAssembly is page-aligned, which O_DIRECT needs.
-const pages = (READS * CHUNK_SIZE) / WASM_PAGE
-const { buffer: memory } = new WebAssembly.Memory({ initial: pages, maximum: pages })
-const slots = Array.from({ length: READS }, (_, at) =>
+const pages = (LANES * CHUNK_SIZE) / WASM_PAGE
+const { buffer: memory } = new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true })
+const slots = Array.from({ length: LANES }, (_, at) =>
   Buffer.from(memory, at * CHUNK_SIZE, CHUNK_SIZE),
 )
-const zeros = Buffer.alloc(CHUNK_SIZE)
-const sha256 = (bytes: Buffer): string => createHash('sha256').update(bytes).digest('hex')
-const ZERO_DIGEST = sha256(zeros)
+const rate = createRate(() => (perSecond > 0 ? perSecond : undefined))
+const forever = new AbortController().signal
 
-/** Comparing is ten times as fast as hashing, and most of a young disk is holes. */
-function digestOf(bytes: Buffer): string {
-  return bytes.equals(zeros) ? ZERO_DIGEST : sha256(bytes)
+/** What each lane waits for. */
+const answers = new Map<number, (digest: string) => void>()
+const threadName = import.meta.url.endsWith('.ts') ? './hash-thread.ts' : './hash-thread.js'
+const threads = Array.from({ length: processors }, () => {
+  const thread = new Worker(new URL(threadName, import.meta.url), { workerData: memory })
+  thread.on('message', ({ lane, digest }: Answer) => answers.get(lane)?.(digest))
+  return thread
+})
+
+function digestOf(question: Question): Promise<string> {
+  return new Promise(resolve => {
+    answers.set(question.lane, resolve)
+    threads[question.lane % processors]?.postMessage(question)
+  })
 }
 
 interface Reader {
@@ -49,7 +65,7 @@ async function readChunk(
   slot: Buffer,
   chunk: number,
   length: number,
-): Promise<Buffer> {
+): Promise<void> {
   let file = direct ?? buffered
   for (let done = 0; done < length;) {
     try {
@@ -63,7 +79,6 @@ async function readChunk(
       file = buffered
     }
   }
-  return slot.subarray(0, length)
 }
 
 const forgotten = new Set<number>()
@@ -80,11 +95,13 @@ async function hash({ id, base, size, chunk, count }: HashJob): Promise<void> {
   const end = chunk + count
   let next = chunk
   try {
-    const lanes = slots.map(async slot => {
+    const lanes = slots.map(async (slot, lane) => {
       while (next < end && !forgotten.has(id)) {
         const mine = next++
-        const bytes = await readChunk(reader, slot, mine, chunkLength(size, mine))
-        tell({ id, chunk: mine, digest: digestOf(bytes) })
+        const length = chunkLength(size, mine)
+        await rate.take(length, forever)
+        await readChunk(reader, slot, mine, length)
+        tell({ id, chunk: mine, digest: await digestOf({ lane, length }) })
       }
     })
     for (const lane of lanes) lane.catch(() => (next = end))

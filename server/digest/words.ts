@@ -3,6 +3,9 @@
 /** Its command name, as the kernel and `ps` show it; at most 15 characters. */
 export const HASHER = 'clone-digests'
 
+/** Reads of a base under way, beside what is hashed: a medium that waits for us is slower than one processor hashes. */
+export const READS = 6
+
 /** Digests of `count` chunks, from `chunk` on, of a base of `size` bytes. */
 export interface HashJob {
   readonly id: number

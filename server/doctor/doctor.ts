@@ -2,12 +2,8 @@
 
 import { toFailure } from '../../shared/failures.ts'
 import { checkName } from '../../shared/names.ts'
-import {
-  domainSettings,
-  readSourceConfig,
-  sourcePaths,
-  type SourceConfig,
-} from '../config/schema.ts'
+import { sourcePaths } from '../config/paths.ts'
+import { domainSettings, readSourceConfig, type SourceConfig } from '../config/schema.ts'
 import { createVirsh, type Virsh } from '../libvirt/virsh.ts'
 import { DOMAIN_CHECKS, readDomainFacts } from './domain.ts'
 import { exitOf, fail, pass, runChecks, skip, warn, type Check, type Finding } from './finding.ts'

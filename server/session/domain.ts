@@ -71,7 +71,7 @@ export function createDomainSessions(source: Source, domain: string): DomainSess
     await recoverJournal(source, domain)
     const tracked = byHand || [...leases.values()].some(lease => lease.tracking && isAlive(lease))
     const frozen = await begin(source, domain, tracked)
-    const session = createSession(domain, frozen, createHasher(hashingLog))
+    const session = createSession(domain, frozen, createHasher(hashingLog, settings.hashing))
     current = session
     session.frozen.off?.watch.onBreak(reason => endSession(session, reason))
     return session

@@ -15,7 +15,7 @@ import {
   VDB,
 } from './world.ts'
 
-t.setTimeout(200_000)
+t.setTimeout(400_000)
 
 const MIB = 1024 * 1024
 const STALL_MS = 3000

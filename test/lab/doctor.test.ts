@@ -12,7 +12,7 @@ import { waitFor } from './processes.ts'
 import { IMAGES, Serve, sourceFaults, startServe, startWorld, untilOnBases } from './world.ts'
 import { ROOT } from './names.ts'
 
-t.setTimeout(400_000)
+t.setTimeout(800_000)
 
 const WATCHDOG_SECONDS = 4
 

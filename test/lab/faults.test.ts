@@ -6,7 +6,7 @@ import { Runner } from '../faults/runner.ts'
 import { diceOf } from '../faults/scenario.ts'
 import { sample } from '../faults/table.ts'
 
-t.setTimeout(580_000)
+t.setTimeout(1150_000)
 
 const ROUNDS = 2
 

@@ -106,7 +106,7 @@ export class Keeper {
 
   async #tearDown(): Promise<string[]> {
     // The first sweep makes whatever is under way fail; only the second is not disturbed by it.
-    await sweep()
+    await sweep().catch(() => undefined)
     await this.#work
     await sweep()
     return leftovers()

@@ -14,7 +14,7 @@ import { readProcess, waitFor } from './processes.ts'
 import { isLocked } from './protocol.ts'
 import { assertGapless, readRecords } from './records.ts'
 
-t.setTimeout(180_000)
+t.setTimeout(360_000)
 
 /** A subtest that hangs fails by itself, and the next one runs. */
 const QUICK = { timeout: 20_000 }

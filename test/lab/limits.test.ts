@@ -19,7 +19,7 @@ import {
   SSH,
 } from './world.ts'
 
-t.setTimeout(500_000)
+t.setTimeout(1000_000)
 
 const TCP = 'nbd://10.77.77.1/mydomain/vda'
 const sourceConfig = (defaults: string): string => `

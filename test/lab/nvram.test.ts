@@ -4,7 +4,7 @@ import t from 'tap'
 import { writeInHost } from './identity.ts'
 import { clone, IMAGES, SSH, startServe, startWorld } from './world.ts'
 
-t.setTimeout(200_000)
+t.setTimeout(400_000)
 
 const NVRAM = '/var/lib/libvirt/qemu/nvram/uefi_VARS.fd'
 const CLONE = '/var/lib/nbd-clone/clones/uefi'

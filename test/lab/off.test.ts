@@ -25,7 +25,7 @@ import {
   SSH,
 } from './world.ts'
 
-t.setTimeout(500_000)
+t.setTimeout(1000_000)
 
 /** A start may be held up for so long, whatever becomes of serve. */
 const HOOK_SECONDS = 16

@@ -21,7 +21,7 @@ import {
   SSH,
 } from './world.ts'
 
-t.setTimeout(500_000)
+t.setTimeout(1000_000)
 
 const QUICK = { timeout: 60_000 }
 /** For what waits until a lease lapses. */

@@ -18,7 +18,7 @@ import {
   type Serve,
 } from './world.ts'
 
-t.setTimeout(500_000)
+t.setTimeout(1000_000)
 
 const sha = async (lab: Lab, host: 'source' | 'standby', file: string): Promise<string> =>
   (await lab.run(host, ['sha256sum', file])).stdout.split(' ')[0] ?? ''

@@ -15,7 +15,7 @@ import {
   wrapProgram,
 } from './world.ts'
 
-t.setTimeout(400_000)
+t.setTimeout(800_000)
 
 interface Line {
   readonly plan: readonly { target: string; kind: string; reason: string; size: number }[]
