@@ -9,7 +9,7 @@ import { Cleanup } from '../../shared/cleanup.ts'
 import { describeFailure, Failure, toFailure } from '../../shared/failures.ts'
 import { ROOT } from '../lab/names.ts'
 import { runGroup } from './measure.ts'
-import { describeMachine, resultOf, table, type Result } from './report.ts'
+import { describeMachine, note, resultOf, table, type Result } from './report.ts'
 import { otherPrograms, ourPull, type Row, type Run } from './rows.ts'
 import { DELTA_NAMES, DELTA_SPACE, deltaRows } from './delta.ts'
 import { LEVEL_NAMES, LEVELS_SPACE, levels } from './levels.ts'
@@ -66,7 +66,6 @@ const ABOUT = [
 const FAR_ROUNDS = 3
 
 const say = (line: string): void => void process.stdout.write(`${line}\n`)
-const note = (line: string): void => void process.stderr.write(`bench: ${line}\n`)
 
 const ABOUT_STORE = [
   'Store: one clone of 200 generations, each of 10 disks of 64 MiB (4 KiB of data, else holes), in the page cache. Each run is a',

@@ -8,7 +8,7 @@ import type { Cleanup } from '../../shared/cleanup.ts'
 import { GRAIN, grainSet, type GrainSet } from '../../shared/grain-set.ts'
 import { knowHosts, sshFolder } from '../client/sshd.ts'
 import { measure, runGroup } from './measure.ts'
-import { resultOf, type Result } from './report.ts'
+import { note, resultOf, type Result } from './report.ts'
 import { ourPull, type Row, type Run } from './rows.ts'
 import { ownerOf, plainSsh } from './ways.ts'
 import { makeImage, serve, type Served } from './world.ts'
@@ -90,6 +90,7 @@ export async function deltaRows(
   const run = async (row: Row, name: string, title: string, of?: number): Promise<void> => {
     await runGroup(['sync'], signal)
     const one = await row.run(signal)
+    note(`${name} ${one.seconds.toFixed(2)} s`)
     const runs: Run[] = [...(results.get(name)?.runs ?? []), one]
     if (runs.length === 1) await runGroup(['cmp', image, row.copy ?? ''], signal)
     const ratio = of === undefined ? '' : `: read ${((one.bytesRead ?? 0) / of).toFixed(3)} of that`

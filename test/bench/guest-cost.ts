@@ -9,7 +9,7 @@ import { DOMAIN } from '../lab/names.ts'
 import { waitFor } from '../lab/processes.ts'
 import { diskFile, pullInLab, type LabWorld } from './lab-world.ts'
 import { runGroup } from './measure.ts'
-import { median } from './report.ts'
+import { median, note as progress } from './report.ts'
 import { makeImage } from './world.ts'
 
 const GIB = 1024 ** 3
@@ -67,6 +67,7 @@ export async function guestCost(
     const merged = serve.count('merged, on its bases')
     const { seconds } = await row.run(signal)
     note('s the whole pull', seconds)
+    progress(`guest-cost ${seconds.toFixed(2)} s`)
     await waitFor('the merge', 60, () => serve.count('merged, on its bases') > merged)
     noteLatency('during a pull', start, await readStats(world))
 

@@ -19,7 +19,7 @@ import {
   type LabWorld,
 } from './lab-world.ts'
 import { measure, runGroup } from './measure.ts'
-import { resultOf, type Result } from './report.ts'
+import { note, resultOf, type Result } from './report.ts'
 import type { Row, Run } from './rows.ts'
 import { makeImage } from './world.ts'
 
@@ -66,6 +66,7 @@ async function incRows(world: LabWorld, rounds: number, signal: AbortSignal): Pr
   const run = async (row: Row, name: string, title: string): Promise<Run> => {
     await runGroup(['sync'], signal)
     const one = await row.run(signal)
+    note(`${name} ${one.seconds.toFixed(2)} s ${JSON.stringify(one.phases ?? {})}`)
     const before = runs.get(name)?.runs ?? []
     runs.set(name, { row: { ...row, name, title }, runs: [...before, one] })
     return one
@@ -129,12 +130,14 @@ async function mixedRows(world: LabWorld, rounds: number, signal: AbortSignal): 
   for (let round = 0; round < rounds; round++) {
     await row.clear()
     await runGroup(['sync'], signal)
-    full.push(await row.run(signal))
+    const first = await row.run(signal)
+    full.push(first)
     const grains = grainsOf({ percent: 1, how: 'scattered' }, size)
     for (const at of disks.keys()) await writeGrains(world, 'mixed', at, grains, randomInt(1, 256))
     await runGroup(['sync'], signal)
     const one = await row.run(signal)
     later.push(one)
+    note(`mixed ${first.seconds.toFixed(2)} s, ${one.seconds.toFixed(2)} s`)
     ratio = ((one.bytesRead ?? 0) / (grains.length * GRAIN * disks.length)).toFixed(3)
     if (round === 0) await comparePulled('mixed', disks)
   }
@@ -170,7 +173,9 @@ async function manyRows(world: LabWorld, rounds: number, signal: AbortSignal): P
     for (const row of rows) {
       await row.clear()
       await runGroup(['sync'], signal)
-      runs.get(row)?.push(await row.run(signal))
+      const run = await row.run(signal)
+      runs.get(row)?.push(run)
+      note(`${row.name} ${run.seconds.toFixed(2)} s`)
     }
   for (const name of names) await comparePulled(name, disks)
   for (const row of rows) await row.clear()

@@ -35,6 +35,9 @@ const PROGRAMS: readonly (readonly string[])[] = [
   ['rsync', '--version'],
 ]
 
+/** Progress, beside the report. */
+export const note = (line: string): void => void process.stderr.write(`bench: ${line}\n`)
+
 export async function describeMachine(folder: string): Promise<string[]> {
   const [cpu] = cpus()
   const fileSystem = await firstLine(['stat', '-f', '-c', '%T', folder])
