@@ -188,7 +188,10 @@ async function perform(command: Command): Promise<number> {
     }
     case 'config check': {
       const domains = await configCheck(config)
-      say({ domains }, () => `${command.config}: good, ${domains.length} domains`)
+      say(
+        { domains },
+        () => `${command.config}: good, ${domains.length} domain${domains.length === 1 ? '' : 's'}`,
+      )
       return 0
     }
     case 'config show': {
