@@ -125,18 +125,22 @@ t.test('a pull publishes a verified generation that coreutils can check', async 
     seq: 1,
     plan: [{ kind: 'full', reason: 'first pull' }, {}],
   })
-  // A slow first hello is asked again, for the clocks.
-  t.strictSame(source.calls.slice(source.calls.lastIndexOf('hello')), [
-    'hello',
-    'describe',
-    'session.open',
-    'session.info',
-    'session.renew',
-    'session.info',
-    'session.release',
-    'acknowledge',
-    'outcome',
-  ])
+  // A slow hello is asked again, for the clocks, and gives each disk more streams, which ask for the session's info too.
+  const asked = source.calls.slice(source.calls.lastIndexOf('hello'))
+  t.strictSame(
+    asked.filter((call, at) => call !== 'session.info' || asked[at - 1] !== call),
+    [
+      'hello',
+      'describe',
+      'session.open',
+      'session.info',
+      'session.renew',
+      'session.info',
+      'session.release',
+      'acknowledge',
+      'outcome',
+    ],
+  )
   await checkNothingLeft(t, source, 1)
 
   await pullFrom(source)
