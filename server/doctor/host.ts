@@ -50,6 +50,7 @@ const PROGRAMS: readonly { readonly name: string; readonly debian: string }[] = 
   { name: 'flock', debian: 'util-linux' },
   { name: 'blockdev', debian: 'util-linux' },
   { name: 'setpriv', debian: 'util-linux' },
+  { name: 'prlimit', debian: 'util-linux' },
   { name: 'ss', debian: 'iproute2' },
 ]
 

@@ -17,6 +17,12 @@ export interface NbdServer {
 }
 
 /**
+ * Memory of one nbd-server, in bytes. 3.24 allocates what a read asks for, up to 4 GiB at once; a client that reads 32 MiB at a
+ * time, as the NBD spec has it, needs a third of this.
+ */
+const MEMORY = 1024 ** 3
+
+/**
  * Starts `nbd-server -d` on a client's socket (which must be paused and unread).
  * @throws Failure SOURCE_REFUSED when the client is gone, or has sent what nbd-server would not see
  * @param id connection id; its folder under `directory` holds the config
@@ -38,8 +44,9 @@ export async function startNbdServer(
     throw new Failure('SOURCE_REFUSED', 'the client went away, or spoke before its server')
   }
   // It dies with us, so that nobody reads a base that our successor is merging into.
-  const command = ['--pdeathsig', 'KILL', '--', 'nbd-server', '-d', '-C', file]
-  const child = spawn('setpriv', command, {
+  const command = ['nbd-server', '-d', '-C', file]
+  const limited = ['prlimit', `--data=${MEMORY}`, '--', ...command]
+  const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', ...limited], {
     stdio: [socket, 'ignore', 'pipe'],
     env: { PATH: process.env['PATH'], LC_ALL: 'C' },
   })
