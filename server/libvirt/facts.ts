@@ -8,8 +8,6 @@ type HostFacts = Pick<SessionInfo, 'networks' | 'pools' | 'host'>
 
 /** Facts are helpful, not vital: what libvirt does not tell is left out. */
 export async function readHostFacts(virsh: Virsh, domain: DomainXml): Promise<HostFacts> {
-  const version = await virsh.run(['version'])
-  const field = (pattern: RegExp): string => pattern.exec(version.stdout)?.[1] ?? 'unknown'
   const describe = async (
     command: string,
     name: string,
@@ -17,11 +15,15 @@ export async function readHostFacts(virsh: Virsh, domain: DomainXml): Promise<Ho
     const result = await virsh.run([command, name])
     return result.exitCode === 0 ? [{ name, xml: result.stdout }] : []
   }
+  const [version, networks, pools] = await Promise.all([
+    virsh.run(['version']),
+    Promise.all(domain.networks.map(name => describe('net-dumpxml', name))),
+    Promise.all(domain.pools.map(name => describe('pool-dumpxml', name))),
+  ])
+  const field = (pattern: RegExp): string => pattern.exec(version.stdout)?.[1] ?? 'unknown'
   return {
-    networks: (
-      await Promise.all(domain.networks.map(name => describe('net-dumpxml', name)))
-    ).flat(),
-    pools: (await Promise.all(domain.pools.map(name => describe('pool-dumpxml', name)))).flat(),
+    networks: networks.flat(),
+    pools: pools.flat(),
     host: {
       libvirt: field(/^Using library: libvirt (\S+)/m),
       qemu: field(/^Running hypervisor: QEMU (\S+)/m),

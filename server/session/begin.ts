@@ -72,19 +72,22 @@ export async function begin(source: Source, domain: string, tracked = false): Pr
   if (!dominfo.active) return beginOff(source, domain, { id, instant: instant.toISOString() })
   const checked = await preflight(virsh, settings, domain, id, dominfo)
   if (settings.quiesce === 'required') await checkFreezable(virsh, domain, dominfo)
-  const host = await readHostFacts(virsh, checked.live)
 
   // 3. Intent, fsynced, before anything is touched.
-  let journal = await startJournal(paths.journals, {
-    session: id,
-    domain,
-    uuid: checked.uuid,
-    recoveryPoint: id,
-    instant: instant.toISOString(),
-    disks: await Promise.all(checked.disks.map(placed)),
-    inactiveXml: checked.inactiveXml,
-    liveXml: checked.liveXml,
-  })
+  const [host, intent] = await Promise.all([
+    readHostFacts(virsh, checked.live),
+    startJournal(paths.journals, {
+      session: id,
+      domain,
+      uuid: checked.uuid,
+      recoveryPoint: id,
+      instant: instant.toISOString(),
+      disks: await Promise.all(checked.disks.map(placed)),
+      inactiveXml: checked.inactiveXml,
+      liveXml: checked.liveXml,
+    }),
+  ])
+  let journal = intent
 
   // 4. Freeze, snapshot, thaw. From here on a failure is rolled back by merging whatever was made.
   try {

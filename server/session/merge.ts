@@ -76,17 +76,19 @@ function remedyOf(reason: string, { domain, disk }: Merge): string | undefined {
 export async function mergeDisk(merge: Merge): Promise<void> {
   const { virsh, domain, disk } = merge
   let reason = 'its block job ended without merging'
-  for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
-    const chain = await chainOf(merge)
-    if (!chain) break
-    if (!(await jobOf(merge))) await startMerge(merge, chain[0] === disk.overlay)
+  let [chain, job] = await Promise.all([chainOf(merge), jobOf(merge)])
+  for (let attempt = 0; chain && attempt < ATTEMPTS; attempt++) {
+    if (!job) await startMerge(merge, chain[0] === disk.overlay)
     reason = (await driveJob(merge)) ?? reason
+    // QEMU may show the old chain for a moment, or libvirt start the job again.
     for (let look = 0; look < 20; look++) {
-      if (!(await chainOf(merge)) || (await jobOf(merge))) break
+      chain = await chainOf(merge)
+      job = chain && (await jobOf(merge))
+      if (!chain || job) break
       await delay(POLL_MS)
     }
   }
-  if (await chainOf(merge))
+  if (chain)
     throw new Failure('MERGE_FAILED', `disk ${disk.target} of ${domain}: not merged: ${reason}`, {
       remedy: `on the source run: clone-server recover ${domain}`,
     })

@@ -270,8 +270,10 @@ export async function preflight(
   recoveryPoint: string,
   info: Dominfo,
 ): Promise<Preflight> {
-  const { inactiveXml, liveXml } = await readBothXml(virsh, domain)
-  await checkDomain(virsh, domain, info)
+  const [{ inactiveXml, liveXml }] = await Promise.all([
+    readBothXml(virsh, domain),
+    checkDomain(virsh, domain, info),
+  ])
   const live = readDomainXml(liveXml)
   const inactive = readDomainXml(inactiveXml)
   const { disks, left } = chooseDisks(domain, live, inactive, settings, recoveryPoint)

@@ -110,8 +110,10 @@ async function settleDisk(running: Running, disk: SessionDiskRecord): Promise<Se
   const overlayBytes = ((await stat(overlay).catch(() => undefined))?.blocks ?? 0) * 512
   const started = Date.now()
 
-  const chains = await readChains(monitor)
-  const { live, inactive } = await readSources(running)
+  const [chains, { live, inactive }] = await Promise.all([
+    readChains(monitor),
+    readSources(running),
+  ])
   const facts = {
     target,
     qemu: qemu.identity,
@@ -157,7 +159,6 @@ async function settleDisk(running: Running, disk: SessionDiskRecord): Promise<Se
   if (!isClean(running.journal, target))
     await record(running, 'clean', { target, mergeMs, overlayBytes })
   await putDefinitionOnBase(source, running.journal, [disk])
-  await dropLeftNodes(running, overlay)
   await removeOverlay(domain, overlay, () => overlayUser(running, overlay))
   return { target, mergeMs, overlayBytes }
 }
@@ -227,7 +228,6 @@ async function checkMerged(running: Running, disk: SessionDiskRecord): Promise<v
 /** libvirtd that dies over a snapshot or a pivot leaves nodes in QEMU that are in no chain. */
 async function dropLeftNodes({ source, journal }: Running, overlay: string): Promise<void> {
   const monitor = source.virsh.monitor(journal.intent.domain)
-  if (!(await readNodes(monitor)).some(node => node.file === overlay)) return
   if (uses(await readChains(monitor), overlay)) return
   await dropNodes(monitor, overlay).catch((error: unknown) => {
     // libvirt may be closing them itself; who still uses the overlay is asked again before it is deleted.
@@ -235,11 +235,14 @@ async function dropLeftNodes({ source, journal }: Running, overlay: string): Pro
   })
 }
 
-/** Who still uses an overlay, as far as QEMU and libvirt tell. */
+/** Who still uses an overlay, as far as QEMU and libvirt tell; what is left over in QEMU is dropped, and looked at again. */
 async function overlayUser(running: Running, overlay: string): Promise<string | undefined> {
   const monitor = running.source.virsh.monitor(running.journal.intent.domain)
-  if ((await readNodes(monitor)).some(node => node.file === overlay)) return "QEMU's block graph"
-  const { live, inactive } = await readSources(running)
+  const [nodes, { live, inactive }] = await Promise.all([readNodes(monitor), readSources(running)])
+  if (nodes.some(node => node.file === overlay)) {
+    await dropLeftNodes(running, overlay)
+    return "QEMU's block graph"
+  }
   if (names(live, overlay)) return "the running domain's XML"
   return names(inactive, overlay) ? "the domain's definition" : undefined
 }
@@ -251,8 +254,10 @@ async function overlayUser(running: Running, overlay: string): Promise<string | 
 async function checkOnBases(running: Running): Promise<void> {
   const { source, journal } = running
   const { domain, disks } = journal.intent
-  const chains = await readChains(source.virsh.monitor(domain))
-  const { live, inactive } = await readSources(running)
+  const [chains, { live, inactive }] = await Promise.all([
+    readChains(source.virsh.monitor(domain)),
+    readSources(running),
+  ])
   for (const { target, base, overlay } of disks) {
     const chain = chains.find(one => one.includes(base))
     const active = chain?.[0]
