@@ -107,11 +107,16 @@ export function createReaper(
     }
   }
 
-  /** Connections that are in a session and moved nothing since the last look. */
+  /**
+   * Connections that are in a session, or wait for one, and moved nothing since the last look. Who has gone while it waits must
+   * not have the domain frozen when its turn comes.
+   */
   async function quietOnes(): Promise<[string, Connection][]> {
-    const reading = [...connections].filter(([, one]) => one.idleSince === Infinity && !one.ending)
+    const open = [...connections].filter(([, { ending }]) => !ending)
+    const waiting = open.filter(([, one]) => one.waiting > 0)
+    const reading = open.filter(([, one]) => one.idleSince === Infinity && one.waiting === 0)
     await Promise.all(reading.map(([, { traffic }]) => traffic.look()))
-    return reading.filter(([, connection]) => {
+    return [...waiting, ...reading].filter(([, connection]) => {
       const moved = connection.traffic.bytes()
       const isQuiet = moved === connection.movedBefore
       connection.movedBefore = moved
