@@ -7,6 +7,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { STEPS } from '../server/session/journal.ts'
 import { Monitor, withSecondMonitor } from './faults/monitor.ts'
+import { cellsOf } from './faults/outputs.ts'
 import { line, page, summary } from './faults/report.ts'
 import { diceOf, type Cell, type Scenario } from './faults/scenario.ts'
 import { chosen, sample, SCENARIOS } from './faults/table.ts'
@@ -98,6 +99,14 @@ t.test('a bad cell is counted and says what was wrong', t => {
   t.match(line(bad), /^BAD (.|\n)*\n +vda lost 1 of 3 marks$/)
   t.equal(summary([good, bad]), '1 passed, 1 failed')
   t.match(summary([good, { ...good, operator: true }]), /^2 passed, 0 failed \(1 of them left to/)
+  t.end()
+})
+
+t.test('a printed row is read again, also one that says nothing of what happened', t => {
+  const { happened } = good
+  for (const cell of [good, { ...good, happened: '', operator: true, pulled: false }])
+    t.strictSame(cellsOf(line(cell), [row]), [{ ...cell, seconds: 1.3 }])
+  t.match(cellsOf(line(bad), [row]), [{ happened, wrong: ['vda lost 1 of 3 marks'] }])
   t.end()
 })
 

@@ -3,7 +3,7 @@
 import { readFile } from 'node:fs/promises'
 import type { Cell, Scenario } from './scenario.ts'
 
-const ROW = /^(ok|operator|BAD) +(\S+) +exit (\S+) +(-|[\d.]+ s) +(pull ok)? *.*? -> (.*)$/
+const ROW = /^(ok|operator|BAD) +(\S+) +exit (\S+) +(-|[\d.]+ s) +(pull ok)? *.*? ->(?: (.*))?$/
 
 /** The cells of one run's output; a row that the table no longer has is left out. */
 export function cellsOf(output: string, scenarios: readonly Scenario[]): Cell[] {
