@@ -84,6 +84,28 @@ t.test('a source that tracks', async t => {
     }
   })
 
+  await t.test(
+    'disks that grow under their running guest are pulled with their new ends',
+    async t => {
+      const MIB = 1024 * 1024
+      const grown = new Map<string, number>()
+      for (const target of ['vda', 'vdb']) {
+        const { stdout } = await lab.source(['virsh', 'domblkinfo', 'mydomain', target])
+        const size = Number(/^Capacity:\s+(\d+)/m.exec(stdout)?.[1]) + 3 * MIB
+        grown.set(target, size)
+        const resized = await lab.source(['virsh', 'blockresize', 'mydomain', target, `${size}B`])
+        t.equal(resized.exitCode, 0, resized.stderr)
+      }
+      await guestWrites(lab)
+      const { plan, bytes } = await pullHeld()
+      for (const { target, kind, reason } of plan) t.comment(`${target}: ${kind}, ${reason}`)
+      t.equal(plan.find(({ target }) => target === 'vda')?.size, grown.get('vda'))
+      t.ok(bytes.read < 64 * MIB, `${bytes.read} bytes`)
+      await guestWrites(lab)
+      t.match((await pullHeld()).plan, [{ kind: 'changed' }, { kind: 'changed' }])
+    },
+  )
+
   await t.test('a dry run says how much, and freezes nothing', async t => {
     await guestWrites(lab)
     const { stdout } = await lab.standby(['clone', 'pull', 'mydomain', '--dry-run'])
