@@ -28,6 +28,17 @@ t.test('holes are not received, and a second pull receives only what changed', a
   t.equal(third.bytes.read, 0)
 })
 
+t.test('onto a copy of the last generation only what changed is written', async t => {
+  const source = await tracked(t, randomBytes(SIZE), { generations: 'copy' })
+  await source.pull()
+  await source.write(CHUNK_SIZE + 3 * GRAIN, randomBytes(GRAIN + 1))
+  await source.write(CHUNK_SIZE + 8 * GRAIN, Buffer.alloc(GRAIN))
+  await source.write(SIZE - 100, randomBytes(100))
+  const { bytes } = await source.pull()
+  t.equal(bytes.read, 3 * GRAIN + (SIZE % CHUNK_SIZE))
+  t.equal(bytes.written, 2 * GRAIN + (SIZE % CHUNK_SIZE), 'and zeros are given back')
+})
+
 t.test('zeros over old data are zeros, given back and not received', async t => {
   const source = await tracked(t, randomBytes(SIZE))
   await source.pull()

@@ -12,6 +12,7 @@ import type { DiskConnection } from '../source/lasting.ts'
 import { storeFailure, type OpenImage } from './image.ts'
 import type { Pool } from './pool.ts'
 import { fill } from './fill.ts'
+import { pieces } from './pieces.ts'
 import type { Patch, Wanted } from './wanted.ts'
 import { TrackingLie } from '../audit.ts'
 
@@ -83,6 +84,7 @@ export async function copy(
   ): Promise<void> => {
     const { plan, connection, image, was, donor, written } = disk
     const length = chunkLength(plan.size, chunk)
+    const start = chunk * CHUNK_SIZE
     if (hole || expected === zeroDigest(length)) return zeroChunk(disk, chunk, expected)
     const bytes = buffer.subarray(0, length)
     const { manifest } = image
@@ -95,7 +97,7 @@ export async function copy(
     const receive = async (extents: readonly Extent[]): Promise<void> => {
       await Promise.all(
         extents.map(([offset, length]) => {
-          const at = offset - chunk * CHUNK_SIZE
+          const at = offset - start
           return connection.read(offset, bytes.subarray(at, at + length))
         }),
       )
@@ -109,13 +111,15 @@ export async function copy(
 
     /** Else the same bytes once more would leave the bad ones where they are. */
     let isRotten = false
+    let isThere = false
     const given = expected !== undefined && (await donor?.read(chunk, expected, bytes)) === true
     let found = given ? await digest(expected) : undefined
     if (found && !found.wrong) totals.reused += length
     else {
-      isRotten = patch !== undefined && !(await isOld(patch))
+      isThere = patch !== undefined && (await isOld(patch))
+      isRotten = patch !== undefined && !isThere
       if (isRotten) await disk.onRotten(chunk)
-      await receive(patch && !isRotten ? patch.extents : [[chunk * CHUNK_SIZE, length]])
+      await receive(patch && !isRotten ? patch.extents : [[start, length]])
       found = await digest(expected)
     }
     if (found.wrong && patch && !isRotten) throw new TrackingLie(plan.target, chunk)
@@ -130,15 +134,18 @@ export async function copy(
     if (found.same && !isRotten) return
     totals.changed += length
     written.add(chunk)
+    // What did not change is there already, and was looked at; a new file has nothing yet.
+    const parts: readonly Extent[] =
+      patch && isThere && !image.isNew
+        ? patch.extents.map(([offset, count]) => [offset - start, count])
+        : [[0, length]]
     try {
-      let at = 0
-      for (const [offset, count] of [...found.data, [length, 0] as const]) {
-        if (offset > at) await image.zero(chunk * CHUNK_SIZE + at, offset - at)
-        if (count > 0)
-          await image.write(bytes.subarray(offset, offset + count), chunk * CHUNK_SIZE + offset)
-        totals.written += count
-        at = offset + count
-      }
+      for (const part of parts)
+        for (const { kind, offset, length } of pieces(part, found.data)) {
+          if (kind === 'zeros') await image.zero(start + offset, length)
+          else await image.write(bytes.subarray(offset, offset + length), start + offset)
+          if (kind === 'data') totals.written += length
+        }
     } catch (error) {
       throw storeFailure(image.file, error)
     }
