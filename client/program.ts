@@ -1,8 +1,7 @@
 // The command line of `clone` as yargs knows it: commands, options, examples, exit status. Runs and prints nothing.
 
 import yargs, { type Argv } from 'yargs'
-import { Failure } from '../shared/failures.ts'
-import { exitStatusHelp } from '../shared/help.ts'
+import { exitStatusHelp, usageFailure } from '../shared/help.ts'
 import { LOG_LEVELS } from '../shared/log-level.ts'
 import { parseDuration } from '../shared/quantities.ts'
 import { parseRate } from '../shared/timetable.ts'
@@ -141,12 +140,11 @@ export function program(
     .epilogue(`${exitStatusHelp()}\n  With several domains, the worst.`)
     .demandCommand(1, 'name a command, e.g.: clone status')
     .strict()
+    .strictCommands()
     .version(VERSION)
     .help()
+    .alias('h', 'help')
     .wrap(Math.min(100, process.stdout.columns || 100))
     .exitProcess(false)
-    .fail((message: string | undefined, error: Error | undefined) => {
-      if (error) throw error
-      throw new Failure('USAGE', message ?? 'wrong usage', { remedy: 'see: clone --help' })
-    })
+    .fail(usageFailure('clone'))
 }

@@ -218,6 +218,7 @@ export function program(argv: readonly string[], actions: Actions): Argv {
     .epilogue(exitStatusHelp())
     .demandCommand(1, 'a command is needed')
     .strict()
+    .strictCommands()
     .version(VERSION)
     .help()
     .alias('h', 'help')

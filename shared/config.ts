@@ -2,9 +2,15 @@
 // disks) where every effective value remembers which layer it came from.
 
 import { readFileSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
 import { isNode, isScalar, LineCounter, parseDocument, visit, type Document } from 'yaml'
 import type { z } from 'zod'
 import { Failure } from './failures.ts'
+
+/** Where the package has its commented configurations, built or not. */
+const EXAMPLES = fileURLToPath(
+  new URL(import.meta.url.endsWith('.ts') ? '../examples/' : '../../examples/', import.meta.url),
+)
 
 type Path = readonly (string | number)[]
 
@@ -104,7 +110,7 @@ export function readConfig<S extends z.ZodType>(file: string, schema: S): z.infe
     const reason = code === 'ENOENT' ? 'no such file' : String(code)
     throw new Failure('USAGE', `cannot read the configuration ${file}: ${reason}`, {
       cause: error,
-      remedy: 'name one with --config FILE, or start from the commented ones in examples/',
+      remedy: `name one with --config FILE, or start from the commented ones in ${EXAMPLES}`,
     })
   }
   return parseConfig(file, text, schema)

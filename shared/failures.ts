@@ -22,7 +22,7 @@ export const FAILURES = {
     exit: 2,
     retry: false,
     meaning: 'wrong usage or configuration',
-    hint: 'see --help, or run: config check',
+    hint: 'see --help; of a configuration: clone config check, on a source clone-server config check',
   },
   SOURCE_UNREACHABLE: {
     exit: 10,

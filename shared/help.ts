@@ -25,14 +25,25 @@ export function failureJson({ code, exit, retry, message, hint }: Failure): obje
   return { code, exit, retry, message, hint }
 }
 
+/** What yargs says, and how a person would. */
+const REWORDED: readonly (readonly [RegExp, string])[] = [
+  [
+    /^Not enough non-option arguments: got (\d+), need at least (\d+)/,
+    'too few words after the command: $1 given, $2 needed',
+  ],
+  [/^Missing required arguments?: (.+)/, 'missing: --$1'],
+]
+
 /** For yargs' `.fail`: every wrong word becomes one sentence, what it threw stays as it is. */
 export function usageFailure(
   program: string,
 ): (message: string | null, error: Error | undefined) => never {
   return (message, error) => {
     if (error) throw error
-    throw new Failure('USAGE', (message ?? 'wrong usage').replaceAll('\n', ' '), {
-      remedy: `see: ${program} --help`,
+    const said = (message ?? 'wrong usage').replaceAll('\n', ' ')
+    const text = REWORDED.reduce((text, [from, to]) => text.replace(from, to), said)
+    throw new Failure('USAGE', text, {
+      remedy: `see: ${program} --help, and ${program} COMMAND --help`,
     })
   }
 }

@@ -5,7 +5,8 @@ import { formatSize } from '../../shared/quantities.ts'
 
 /** One row per client; one whose file is wrong says so, and may do nothing. */
 export function clientsTable(clients: readonly ListedClient[]): string {
-  if (clients.length === 0) return 'no client is authorized: clone-server authorize'
+  if (clients.length === 0)
+    return 'no client is authorized; to do it: clone-server authorize KEY.pub --client NAME --domains DOMAIN --install'
   const rows = clients.map(({ client, rights, reason }) =>
     rights
       ? [

@@ -2,6 +2,7 @@
 
 import { once } from 'node:events'
 import { connect, type Socket } from 'node:net'
+import { hostname } from 'node:os'
 import { setTimeout as delay } from 'node:timers/promises'
 import { Failure, toFailure } from '../../shared/failures.ts'
 import { responseToFailure, rpcConnection } from '../../shared/rpc.ts'
@@ -27,12 +28,12 @@ export async function connectToServe(socketPath: string, role: Role): Promise<So
       }
       const missing = code === 'ENOENT' || code === 'ECONNREFUSED'
       const what = missing
-        ? `clone-server serve is not running on this host (nothing listens on ${socketPath})`
+        ? `clone-server serve is not running on ${hostname()} (nothing listens on ${socketPath})`
         : `cannot reach clone-server serve on ${socketPath}: ${code ?? message}`
       throw new Failure('SOURCE_UNREACHABLE', what, {
         cause: error,
         remedy:
-          'systemctl start clone-server; without the unit, in a terminal that stays: clone-server serve',
+          'there: systemctl start clone-server; without the unit, in a terminal that stays: clone-server serve',
       })
     }
   }

@@ -135,6 +135,9 @@ function endingOf(
       code: codeOfExit(exit ?? undefined),
       reason: `it ended with ${harmless(signal) ?? (typeof exit === 'number' ? `exit status ${exit}` : 'no word')}`,
     }
-  const authorize = exit === NOT_FOUND ? 'on the source run: clone-server authorize' : undefined
+  const authorize =
+    exit === NOT_FOUND
+      ? 'on the source run: clone-server authorize KEY.pub --client NAME --domains DOMAIN --install'
+      : undefined
   return { code: codeOfExit(exit ?? undefined), reason, remedy: remedy ?? authorize }
 }

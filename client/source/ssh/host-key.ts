@@ -102,7 +102,7 @@ export function judgeHostKey(
       'UNSAFE',
       `the host key of ${hop.name} has changed: it shows ${named(shown)}, known is ${named(other)} (${place(other)})`,
       {
-        remedy: `somebody may be in between; only if the host was really given a new key: ssh-keygen -R '${hop.hostKeyName}' -f ${other.file}`,
+        remedy: `somebody may be in between; only if the host was really given a new key: ssh-keygen -R '${hop.hostKeyName}' -f ${other.file}, then pull once with --accept-new-host-key`,
       },
     )
   return 'new'

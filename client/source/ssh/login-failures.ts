@@ -37,7 +37,7 @@ export function refused(
       : /too many/i.test(cause.message)
         ? `name the one key to use: sources.${sourceName}.ssh.identity, with ssh.options: ['IdentitiesOnly=yes']`
         : hop.pinnable
-          ? 'on the source run: clone-server authorize'
+          ? 'on the source run: clone-server authorize KEY.pub --client NAME --domains DOMAIN --install'
           : undefined
   return new Failure('SOURCE_REFUSED', `${at(hop)} refuses the login as ${hop.user}; ${why}`, {
     cause,
