@@ -139,7 +139,7 @@ async function peerRows(
     row(
       'rsync',
       'rsync --inplace over ssh',
-      `rsync -e '${ssh}' --inplace --no-whole-file 127.0.0.1:"$3" "$2"`,
+      `rsync -e '${ssh}' --inplace --no-whole-file --ignore-times 127.0.0.1:"$3" "$2"`,
     ),
     row('nbdcopy', 'nbdcopy of all', 'nbdcopy --connections=1 "$1" "$2"'),
   ]
