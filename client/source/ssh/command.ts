@@ -7,6 +7,7 @@ import { Failure } from '../../../shared/failures.ts'
 import { GRACE_MS, type Carrier } from '../carrier.ts'
 import { harmless } from '../harmless.ts'
 import { codeOfExit, lastWords, type Ending } from '../last-words.ts'
+import { AUTHORIZE } from './login-failures.ts'
 import type { SshConnection } from './login.ts'
 
 export interface RemoteCommand extends Carrier {
@@ -135,9 +136,6 @@ function endingOf(
       code: codeOfExit(exit ?? undefined),
       reason: `it ended with ${harmless(signal) ?? (typeof exit === 'number' ? `exit status ${exit}` : 'no word')}`,
     }
-  const authorize =
-    exit === NOT_FOUND
-      ? 'on the source run: clone-server authorize KEY.pub --client NAME --domains DOMAIN --install'
-      : undefined
+  const authorize = exit === NOT_FOUND ? AUTHORIZE : undefined
   return { code: codeOfExit(exit ?? undefined), reason, remedy: remedy ?? authorize }
 }

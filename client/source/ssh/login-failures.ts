@@ -15,6 +15,10 @@ export interface Tried {
   readonly methods: readonly string[]
 }
 
+/** What makes a login possible. */
+export const AUTHORIZE =
+  'on the source run: clone-server authorize KEY.pub --client NAME --domains DOMAIN --install'
+
 export function refused(
   hop: Hop,
   sourceName: string,
@@ -37,7 +41,7 @@ export function refused(
       : /too many/i.test(cause.message)
         ? `name the one key to use: sources.${sourceName}.ssh.identity, with ssh.options: ['IdentitiesOnly=yes']`
         : hop.pinnable
-          ? 'on the source run: clone-server authorize KEY.pub --client NAME --domains DOMAIN --install'
+          ? AUTHORIZE
           : undefined
   return new Failure('SOURCE_REFUSED', `${at(hop)} refuses the login as ${hop.user}; ${why}`, {
     cause,
